@@ -1,0 +1,1 @@
+"""The framework: what a chat author's functions see."""

@@ -1,0 +1,118 @@
+"""Settings: one struct per section; every key has a default, a type and a line of documentation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+__all__ = [
+    "ChatConfig",
+    "Config",
+    "DatabaseConfig",
+    "EngineConfig",
+    "LogConfig",
+    "ServerConfig",
+    "StreamConfig",
+]
+
+
+def _doc(text: str, **limits: float) -> Meta:
+    return Meta(description=text, **limits)  # type: ignore[arg-type]
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class ServerConfig(_Section, frozen=True):
+    """The edge."""
+
+    host: Annotated[str, _doc("Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, _doc("Port to listen on; 0 takes a free one.", ge=0, le=65535)] = 8000
+    drain_seconds: Annotated[float, _doc("Longest wait for a clean end on SIGTERM.", ge=0)] = 10.0
+    origins: Annotated[
+        list[str], _doc("Origins of other sites whose pages may open a WebSocket.")
+    ] = []
+    max_frame: Annotated[int, _doc("Largest WebSocket message in bytes.", ge=1024)] = 1_048_576
+
+
+class DatabaseConfig(_Section, frozen=True):
+    """Where the log is kept."""
+
+    url: Annotated[str, _doc("sqlite:///file.db, or memory: for a log that is lost on exit.")] = (
+        "sqlite:///everlog.db"
+    )
+    synchronous: Annotated[
+        Literal["full", "normal"],
+        _doc("full: a power cut loses nothing acknowledged; normal: it may lose the last commits."),
+    ] = "full"
+
+
+class EngineConfig(_Section, frozen=True):
+    """The inference engine."""
+
+    enabled: Annotated[bool, _doc("Whether this process runs an engine.")] = True
+    model: Annotated[
+        str, _doc("Name of a known model, a GGUF file, or a folder with config.json.")
+    ] = "smollm2-135m-instruct"
+    device: Annotated[Literal["auto", "cpu", "cuda"], _doc("Where to compute.")] = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"], _doc("Precision of weights and cache.")
+    ] = "auto"
+    threads: Annotated[int, _doc("CPU threads; 0 means one a core.", ge=0)] = 0
+    block_size: Annotated[int, _doc("Tokens in one KV cache block.", ge=1, le=256)] = 16
+    kv_memory: Annotated[int, _doc("Bytes for the KV cache; 0 chooses.", ge=0)] = 0
+    max_batch: Annotated[int, _doc("Most sequences in one step.", ge=1)] = 64
+    max_tokens_per_step: Annotated[int, _doc("Token budget of one step.", ge=16)] = 512
+    max_context: Annotated[int, _doc("Longest sequence; 0 takes the model's.", ge=0)] = 0
+    policy: Annotated[Literal["fcfs", "priority"], _doc("Which request goes first.")] = "fcfs"
+    prefix_cache: Annotated[bool, _doc("Share computed blocks between requests.")] = True
+    lease_seconds: Annotated[float, _doc("How long a silent worker keeps its requests.", ge=1)] = (
+        30.0
+    )
+
+
+class StreamConfig(_Section, frozen=True):
+    """How tokens are batched into events."""
+
+    floor_ms: Annotated[float, _doc("Least time between two token events of a request.", ge=0)] = (
+        10.0
+    )
+    max_tokens: Annotated[int, _doc("Most tokens in one event.", ge=1, le=1024)] = 16
+
+
+class ChatConfig(_Section, frozen=True):
+    """The built-in chat, and defaults of ``llm``."""
+
+    name: Annotated[str, _doc("Name shown in the browser.")] = "Everlog"
+    system_prompt: Annotated[str, _doc("First message of every prompt; empty for none.")] = (
+        "You are a helpful assistant."
+    )
+    temperature: Annotated[float, _doc("Sampling temperature; 0 is greedy.", ge=0)] = 0.0
+    max_tokens: Annotated[int, _doc("Longest answer in tokens.", ge=1)] = 1024
+
+
+class LogConfig(_Section, frozen=True):
+    """Seals of the event log, and the process's own messages."""
+
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"], _doc("Least severe message to print.")
+    ] = "info"
+    format: Annotated[
+        Literal["auto", "text", "json"], _doc("auto: text on a terminal, else JSON lines.")
+    ] = "auto"
+    seal_every: Annotated[int, _doc("Most events between two seals.", ge=1)] = 1000
+    seal_seconds: Annotated[float, _doc("Longest wait before new events are sealed.", gt=0)] = 60.0
+
+
+class Config(_Section, frozen=True):
+    """All settings."""
+
+    server: ServerConfig = ServerConfig()
+    database: DatabaseConfig = DatabaseConfig()
+    engine: EngineConfig = EngineConfig()
+    stream: StreamConfig = StreamConfig()
+    chat: ChatConfig = ChatConfig()
+    log: LogConfig = LogConfig()

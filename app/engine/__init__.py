@@ -1,0 +1,1 @@
+"""The engine: a host that speaks with the log, and a core process that computes."""

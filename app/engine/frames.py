@@ -1,0 +1,161 @@
+"""Messages between host and core: MessagePack by msgspec, each behind a 4-byte length."""
+
+from __future__ import annotations
+
+import msgspec
+
+from app.engine.sampling import SamplingParams
+from app.events.catalogue import ChatMessage
+
+__all__ = [
+    "Add",
+    "Cancel",
+    "CoreConfig",
+    "Failed",
+    "FromCore",
+    "Output",
+    "Preempted",
+    "Ready",
+    "Resumed",
+    "Started",
+    "Step",
+    "Stop",
+    "ToCore",
+]
+
+
+class _Frame(msgspec.Struct, tag=True, frozen=True, kw_only=True, gc=False):
+    pass
+
+
+class CoreConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How a core process is set up (given to it on start, as JSON).
+
+    Attributes:
+        model: Path of a GGUF file or of a folder with config.json.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        dtype: ``auto``, ``float32`` or ``bfloat16``.
+        threads: CPU threads for torch; 0 means one a core.
+        block_size: Tokens a KV block holds.
+        kv_memory: Bytes for the KV cache; 0 lets the core choose.
+        max_batch: Most sequences in one step.
+        max_tokens_per_step: Token budget of one step.
+        max_context: Longest sequence; 0 takes the model's.
+        policy: ``fcfs`` or ``priority``.
+        prefix_cache: Whether computed blocks are shared between requests.
+
+    """
+
+    model: str
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int = 0
+    block_size: int = 16
+    kv_memory: int = 0
+    max_batch: int = 64
+    max_tokens_per_step: int = 512
+    max_context: int = 0
+    policy: str = "fcfs"
+    prefix_cache: bool = True
+
+
+# ------------------------------------------------------------------------- host to core
+
+
+class Add(_Frame):
+    """Run a request. ``output``: tokens committed before, to go on from."""
+
+    request: str
+    params: SamplingParams
+    messages: list[ChatMessage] | None = None
+    text: str | None = None
+    prompt: list[int] | None = None
+    output: list[int] = []
+    priority: int = 0
+    queued: float = 0.0
+    deadline: float | None = None
+    salt: str | None = None
+
+
+class Cancel(_Frame):
+    """Forget a request and free what it holds."""
+
+    request: str
+
+
+class Stop(_Frame):
+    """End the process."""
+
+
+# ------------------------------------------------------------------------- core to host
+
+
+class Ready(_Frame):
+    """The model is loaded. ``weights`` is the digest of the files; times in seconds."""
+
+    model: str
+    weights: str
+    architecture: str
+    device: str
+    dtype: str
+    threads: int
+    context: int
+    blocks: int
+    block_size: int
+    parameters: int
+    load_time: float
+    eos: list[int]
+
+
+class Started(_Frame):
+    """The request is in the batch for the first time."""
+
+    request: str
+    prompt_tokens: int
+    cached_tokens: int
+    time: float
+
+
+class Output(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """New tokens of one request. ``reason`` is ``stop`` or ``length`` on the last.
+
+    ``text`` is what became certain: never half a character, never part of a stop string. The end
+    of sequence token is not in ``tokens``' text. Joining the texts gives the whole output.
+    """
+
+    request: str
+    tokens: list[int]
+    text: str
+    reason: str | None
+
+
+class Step(_Frame):
+    """What one step of the core produced. ``time``: seconds since the epoch."""
+
+    time: float
+    outputs: list[Output]
+
+
+class Preempted(_Frame):
+    """The request lost its blocks and waits to be computed again."""
+
+    request: str
+    reason: str
+
+
+class Resumed(_Frame):
+    """The request is in the batch again."""
+
+    request: str
+
+
+class Failed(_Frame):
+    """The request ended badly: ``code`` as in ``request.failed``."""
+
+    request: str
+    code: str
+    message: str
+
+
+ToCore = Add | Cancel | Stop
+FromCore = Ready | Started | Step | Preempted | Resumed | Failed

@@ -1,0 +1,98 @@
+"""A request inside the core: plain data that scheduler, block manager and runner share."""
+
+from __future__ import annotations
+
+import enum
+from typing import NamedTuple
+
+from app.engine.sampling import SamplingParams
+
+__all__ = ["Sequence", "State", "Work"]
+
+
+class State(enum.Enum):
+    """Where a sequence is inside the core."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    PREEMPTED = "preempted"
+    ENDED = "ended"
+
+
+class Sequence:
+    """Tokens of one request and where their keys and values lie.
+
+    Attributes:
+        request: Id of the request.
+        tokens: Prompt then output token ids.
+        prompt_len: How many of ``tokens`` are prompt. Output committed before a crash counts as
+            output.
+        params: How to sample; ``params.seed`` is set.
+        computed: How many of ``tokens`` have keys and values in the cache.
+        blocks: Physical block numbers, in order of position; block i holds positions
+            ``[i * block_size, (i + 1) * block_size)``.
+
+    """
+
+    __slots__ = (
+        "arrival",
+        "blocks",
+        "cached",
+        "computed",
+        "deadline",
+        "params",
+        "priority",
+        "prompt_len",
+        "request",
+        "salt",
+        "state",
+        "tokens",
+    )
+
+    def __init__(
+        self,
+        request: str,
+        prompt: list[int],
+        params: SamplingParams,
+        *,
+        output: list[int] | None = None,
+        priority: int = 0,
+        arrival: float = 0.0,
+        deadline: float | None = None,
+        salt: str | None = None,
+    ) -> None:
+        self.request = request
+        self.tokens = [*prompt, *(output or ())]
+        self.prompt_len = len(prompt)
+        self.params = params
+        self.priority = priority
+        self.arrival = arrival
+        self.deadline = deadline
+        self.salt = salt
+        self.computed = 0
+        self.cached = 0
+        self.blocks: list[int] = []
+        self.state = State.WAITING
+
+    def __repr__(self) -> str:
+        return (
+            f"Sequence({self.request!r}, {self.state.value}, computed {self.computed}"
+            f"/{len(self.tokens)}, prompt {self.prompt_len}, blocks {self.blocks})"
+        )
+
+
+class Work(NamedTuple):
+    """Compute ``count`` tokens of a sequence from position ``start`` on.
+
+    All blocks for these positions are allocated. If the span reaches the last token, the runner
+    also samples the next one.
+    """
+
+    sequence: Sequence
+    start: int
+    count: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether this work ends at the last token, so that a next token is drawn."""
+        return self.start + self.count == len(self.sequence.tokens)

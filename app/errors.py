@@ -1,0 +1,38 @@
+"""Errors that reach a person. Each says what failed and what to do next."""
+
+from __future__ import annotations
+
+__all__ = ["EverlogError", "InputError", "StartupError"]
+
+
+class EverlogError(Exception):
+    """Base of every error Everlog raises on purpose.
+
+    Args:
+        message: What failed, in one sentence.
+        hint: What to do next, or None when the message already says it.
+
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class InputError(EverlogError):
+    """Input that was refused before it changed anything.
+
+    Args:
+        message: Why the value was refused.
+        field: Path of the refused field, such as ``params.temperature``.
+
+    """
+
+    def __init__(self, message: str, *, field: str | None = None, hint: str | None = None) -> None:
+        super().__init__(f"{field}: {message}" if field else message, hint=hint)
+        self.field = field
+
+
+class StartupError(EverlogError):
+    """The service cannot start; the process exits with code 3."""

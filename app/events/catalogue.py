@@ -1,0 +1,557 @@
+"""The catalogue: one struct per event type. ``docs/events.md`` is generated from it.
+
+A field may be added with a default at any time. Any other change raises the type's schema
+version and registers an upcaster (``app.events.upcast``). Unknown fields are ignored on reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
+
+__all__ = ["CATALOGUE", "Entry", "Payload", "event_type"]
+
+
+class Payload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of all payloads. Defaults are left out of the stored JSON."""
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A registered event type."""
+
+    type: str
+    schema: int
+    payload: type[Payload]
+
+
+CATALOGUE: dict[str, Entry] = {}
+_TYPE_OF: dict[type[Payload], Entry] = {}
+
+P = TypeVar("P", bound=type[Payload])
+
+
+def event(name: str, *, schema: int = 1) -> Callable[[P], P]:
+    """Register a payload struct under an event type name."""
+
+    def register(payload: P) -> P:
+        entry = Entry(name, schema, payload)
+        CATALOGUE[name] = entry
+        _TYPE_OF[payload] = entry
+        return payload
+
+    return register
+
+
+def event_type(payload: Payload | type[Payload]) -> Entry:
+    """Return the catalogue entry of a payload or payload class."""
+    return _TYPE_OF[payload if isinstance(payload, type) else type(payload)]
+
+
+class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What went wrong: ``kind`` is an exception class name or a code."""
+
+    kind: str
+    message: str
+    traceback: str | None = None
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Token counts of one request."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class Timings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where a request's time went, in milliseconds."""
+
+    queue_ms: float = 0.0
+    prefill_ms: float = 0.0
+    decode_ms: float = 0.0
+
+
+class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One turn of a prompt as a chat template takes it."""
+
+    role: str
+    content: str
+    name: str | None = None
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How to draw tokens. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 mean off.
+
+    ``seed`` None lets the server choose one, which is then recorded. ``max_tokens`` None means
+    "as far as the context reaches". Penalties follow the usual definitions: ``repetition_penalty``
+    (CTRL, arXiv:1909.05858) divides positive and multiplies negative logits of tokens already in
+    prompt or output; ``presence``/``frequency`` subtract from logits of tokens in the output.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    seed: int | None = None
+
+
+# ------------------------------------------------------------------------------- threads
+
+
+@event("thread.created")
+class ThreadCreated(Payload):
+    """A conversation begins. ``owner`` is a user id."""
+
+    owner: str
+    title: str | None = None
+    metadata: dict[str, Any] = {}
+
+
+@event("thread.renamed")
+class ThreadRenamed(Payload):
+    """The conversation got a (new) title."""
+
+    title: str
+
+
+@event("thread.forked")
+class ThreadForked(Payload):
+    """This thread continues another one from a version on."""
+
+    source: str
+    version: int
+
+
+@event("thread.shared")
+class ThreadShared(Payload):
+    """Reading by others was allowed or withdrawn."""
+
+    shared: bool
+
+
+@event("thread.settings_changed")
+class ThreadSettingsChanged(Payload):
+    """Chat settings of the thread, whole."""
+
+    settings: dict[str, Any]
+
+
+@event("thread.deleted")
+class ThreadDeleted(Payload):
+    """The thread is hidden from lists; its events stay."""
+
+
+@event("session.changed")
+class SessionChanged(Payload):
+    """Keys of the thread's ``user_session`` that were set (``values``) or dropped (``removed``)."""
+
+    values: dict[str, Any] = {}
+    removed: list[str] = []
+
+
+# ------------------------------------------------------------------------------ messages
+
+
+@event("message.posted")
+class MessagePosted(Payload):
+    """A whole message at once: what a user sent, or what a handler sent without streaming.
+
+    ``role`` is ``user``, ``assistant`` or ``system``; ``parent`` the message before it;
+    ``level`` is ``info`` or ``error`` (an error card).
+    """
+
+    message: str
+    role: str
+    content: str
+    author: str | None = None
+    parent: str | None = None
+    step: str | None = None
+    level: str = "info"
+    metadata: dict[str, Any] = {}
+
+
+@event("message.started")
+class MessageStarted(Payload):
+    """A streamed message begins.
+
+    With ``request`` its text is that request's ``tokens.generated`` (stored once, never repeated
+    here) and it ends when the request ends. Without, ``message.delta`` events carry the text and
+    ``message.completed`` ends it.
+    """
+
+    message: str
+    role: str = "assistant"
+    author: str | None = None
+    parent: str | None = None
+    step: str | None = None
+    request: str | None = None
+    metadata: dict[str, Any] = {}
+
+
+@event("message.delta")
+class MessageDelta(Payload):
+    """Text to add at the end of a streamed message. ``offsets``: see ``tokens.generated``."""
+
+    message: str
+    text: str
+
+
+@event("message.completed")
+class MessageCompleted(Payload):
+    """A streamed message ended. ``content`` is the whole text; None: the bound request's text."""
+
+    message: str
+    content: str | None = None
+
+
+@event("message.edited")
+class MessageEdited(Payload):
+    """The content was replaced."""
+
+    message: str
+    content: str
+    metadata: dict[str, Any] = {}
+
+
+@event("message.removed")
+class MessageRemoved(Payload):
+    """The message is hidden from the conversation."""
+
+    message: str
+
+
+@event("message.feedback")
+class MessageFeedback(Payload):
+    """A user's judgement: ``value`` is 1, -1 or 0 (withdrawn)."""
+
+    message: str
+    value: int
+    comment: str | None = None
+
+
+# ---------------------------------------------------------------------------------- runs
+
+
+@event("run.started")
+class RunStarted(Payload):
+    """One call of a handler begins. ``hook`` is ``on_message``, ``on_chat_start`` ...
+
+    ``node`` names the process that runs it. A ``resumable`` run only waits for its requests, so
+    another process can take it over (``run.resumed``); any other is interrupted by a crash.
+    """
+
+    run: str
+    hook: str
+    node: str
+    message: str | None = None
+    resumable: bool = False
+
+
+@event("run.completed")
+class RunCompleted(Payload):
+    """The handler returned."""
+
+    run: str
+
+
+@event("run.failed")
+class RunFailed(Payload):
+    """The handler raised."""
+
+    run: str
+    error: ErrorInfo
+
+
+@event("run.stopped")
+class RunStopped(Payload):
+    """A user stopped it. From this event on the run writes nothing but its clean-up."""
+
+    run: str
+
+
+@event("run.interrupted")
+class RunInterrupted(Payload):
+    """Its process went away. Its unfinished requests go on by themselves."""
+
+    run: str
+    reason: str
+
+
+@event("run.resumed")
+class RunResumed(Payload):
+    """Another process took a resumable run over."""
+
+    run: str
+    node: str
+
+
+# --------------------------------------------------------------------------------- steps
+
+
+@event("step.started")
+class StepStarted(Payload):
+    """A step begins. ``parent`` is a step or None; ``kind`` is tool, llm, retrieval, run ..."""
+
+    step: str
+    name: str
+    kind: str = "undefined"
+    parent: str | None = None
+    input: Any = None
+    request: str | None = None
+
+
+@event("step.delta")
+class StepDelta(Payload):
+    """Text to add to a step's output."""
+
+    step: str
+    text: str
+
+
+@event("step.completed")
+class StepCompleted(Payload):
+    """A step returned."""
+
+    step: str
+    output: Any = None
+
+
+@event("step.failed")
+class StepFailed(Payload):
+    """A step raised."""
+
+    step: str
+    error: ErrorInfo
+    output: Any = None
+
+
+# ------------------------------------------------------------------------------ requests
+
+
+@event("request.queued")
+class RequestQueued(Payload):
+    """Everything needed to run the request, now or again.
+
+    Either ``messages`` (rendered by the model's own chat template), ``text`` (a raw prompt) or
+    ``prompt`` (token ids) is given. ``model`` None means the worker's model. ``deadline`` is
+    nanoseconds since the epoch. A larger ``priority`` runs earlier. ``params.seed`` is always set.
+    """
+
+    request: str
+    params: SamplingParams
+    model: str | None = None
+    messages: list[ChatMessage] | None = None
+    text: str | None = None
+    prompt: list[int] | None = None
+    priority: int = 0
+    deadline: int | None = None
+    salt: str | None = None
+
+
+@event("request.claimed")
+class RequestClaimed(Payload):
+    """A worker took it. Later writes of the request carry this ``epoch``."""
+
+    request: str
+    epoch: int
+    worker: str
+
+
+@event("request.started")
+class RequestStarted(Payload):
+    """It got its first slot in a batch. ``prompt_tokens`` counts the rendered prompt."""
+
+    request: str
+    epoch: int
+    model: str
+    weights: str
+    prompt_tokens: int
+    cached_tokens: int = 0
+    resumed_tokens: int = 0
+    queue_ms: float = 0.0
+
+
+@event("request.preempted")
+class RequestPreempted(Payload):
+    """Its blocks were given away; it will be computed again."""
+
+    request: str
+    epoch: int
+    reason: str
+
+
+@event("request.resumed")
+class RequestResumed(Payload):
+    """It is in the batch again after a preemption."""
+
+    request: str
+    epoch: int
+
+
+@event("tokens.generated")
+class TokensGenerated(Payload):
+    """A batch of committed output tokens.
+
+    ``batch`` counts 0, 1, 2 ... over the whole request, across epochs; ``index`` is the position
+    of the first token in the output; ``offsets`` are milliseconds since the first token of this
+    request in this epoch, one for each token, so replay has the true rhythm.
+    """
+
+    request: str
+    epoch: int
+    batch: int
+    index: int
+    tokens: list[int]
+    text: str
+    offsets: list[float] = []
+
+
+@event("request.finished")
+class RequestFinished(Payload):
+    """It ended well: ``reason`` is ``stop`` or ``length``; ``text`` is the whole output.
+
+    ``digest`` is the SHA-256 (hex) over the texts of its ``tokens.generated`` in order, so the
+    deltas can be checked against it, and archived.
+    """
+
+    request: str
+    epoch: int
+    reason: str
+    text: str
+    usage: Usage
+    timings: Timings
+    batches: int
+    digest: str
+
+
+@event("request.failed")
+class RequestFailed(Payload):
+    """It ended badly: ``code`` is ``timeout``, ``invalid``, ``context`` or ``error``."""
+
+    request: str
+    code: str
+    message: str
+    epoch: int = 0
+    usage: Usage | None = None
+
+
+@event("request.cancelled")
+class RequestCancelled(Payload):
+    """Somebody stopped it. ``text`` is what had been committed by then."""
+
+    request: str
+    text: str | None = None
+    usage: Usage | None = None
+
+
+@event("request.abandoned")
+class RequestAbandoned(Payload):
+    """Its worker lost it (crash, expired lease); it is queued again and goes on from its tokens."""
+
+    request: str
+    epoch: int
+    worker: str
+    reason: str
+
+
+# ------------------------------------------------------------------------------- workers
+
+
+@event("worker.started")
+class WorkerStarted(Payload):
+    """An engine core is ready. Stream ``worker/<name>``."""
+
+    worker: str
+    model: str
+    weights: str
+    device: str
+    pid: int
+    context: int
+    blocks: int
+
+
+@event("worker.drained")
+class WorkerDrained(Payload):
+    """It ended on purpose."""
+
+    worker: str
+
+
+@event("worker.crashed")
+class WorkerCrashed(Payload):
+    """Its core process died and is being replaced."""
+
+    worker: str
+    reason: str
+    requests: list[str] = []
+
+
+@event("worker.lost")
+class WorkerLost(Payload):
+    """It stopped renewing its leases."""
+
+    worker: str
+
+
+# ----------------------------------------------------------------------------- users, log
+
+
+@event("user.created")
+class UserCreated(Payload):
+    """A user was seen for the first time."""
+
+    user: str
+    name: str | None = None
+
+
+@event("user.login")
+class UserLogin(Payload):
+    """A user logged in."""
+
+    user: str
+
+
+@event("user.logout")
+class UserLogout(Payload):
+    """A user logged out."""
+
+    user: str
+
+
+@event("log.sealed")
+class LogSealed(Payload):
+    """Merkle root (hex) over the events ``first..last``, chained: ``root`` covers ``previous``."""
+
+    first: int
+    last: int
+    merkle: str
+    previous: str
+    root: str
+
+
+@event("log.redacted")
+class LogRedacted(Payload):
+    """Payloads of these positions were erased."""
+
+    seqs: list[int]
+    reason: str
+
+
+@event("log.archived")
+class LogArchived(Payload):
+    """Events ``first..last`` moved to an object."""
+
+    first: int
+    last: int
+    object: str
+    sha256: str

@@ -1,0 +1,1 @@
+"""The edge: one port for HTTP, raw WebSockets and the UI."""
