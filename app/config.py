@@ -26,7 +26,7 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     pass
 
 
-class ServerConfig(_Section, frozen=True):
+class ServerConfig(_Section, frozen=True, kw_only=True):
     """The edge."""
 
     host: Annotated[str, _doc("Address to listen on.")] = "127.0.0.1"
@@ -38,7 +38,7 @@ class ServerConfig(_Section, frozen=True):
     max_frame: Annotated[int, _doc("Largest WebSocket message in bytes.", ge=1024)] = 1_048_576
 
 
-class DatabaseConfig(_Section, frozen=True):
+class DatabaseConfig(_Section, frozen=True, kw_only=True):
     """Where the log is kept."""
 
     url: Annotated[str, _doc("sqlite:///file.db, or memory: for a log that is lost on exit.")] = (
@@ -50,7 +50,7 @@ class DatabaseConfig(_Section, frozen=True):
     ] = "full"
 
 
-class EngineConfig(_Section, frozen=True):
+class EngineConfig(_Section, frozen=True, kw_only=True):
     """The inference engine."""
 
     enabled: Annotated[bool, _doc("Whether this process runs an engine.")] = True
@@ -74,7 +74,7 @@ class EngineConfig(_Section, frozen=True):
     )
 
 
-class StreamConfig(_Section, frozen=True):
+class StreamConfig(_Section, frozen=True, kw_only=True):
     """How tokens are batched into events."""
 
     floor_ms: Annotated[float, _doc("Least time between two token events of a request.", ge=0)] = (
@@ -83,7 +83,7 @@ class StreamConfig(_Section, frozen=True):
     max_tokens: Annotated[int, _doc("Most tokens in one event.", ge=1, le=1024)] = 16
 
 
-class ChatConfig(_Section, frozen=True):
+class ChatConfig(_Section, frozen=True, kw_only=True):
     """The built-in chat, and defaults of ``llm``."""
 
     name: Annotated[str, _doc("Name shown in the browser.")] = "Everlog"
@@ -94,7 +94,7 @@ class ChatConfig(_Section, frozen=True):
     max_tokens: Annotated[int, _doc("Longest answer in tokens.", ge=1)] = 1024
 
 
-class LogConfig(_Section, frozen=True):
+class LogConfig(_Section, frozen=True, kw_only=True):
     """Seals of the event log, and the process's own messages."""
 
     level: Annotated[
@@ -107,7 +107,7 @@ class LogConfig(_Section, frozen=True):
     seal_seconds: Annotated[float, _doc("Longest wait before new events are sealed.", gt=0)] = 60.0
 
 
-class Config(_Section, frozen=True):
+class Config(_Section, frozen=True, kw_only=True):
     """All settings."""
 
     server: ServerConfig = ServerConfig()

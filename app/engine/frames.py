@@ -62,7 +62,7 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True):
 # ------------------------------------------------------------------------- host to core
 
 
-class Add(_Frame):
+class Add(_Frame, frozen=True, kw_only=True):
     """Run a request. ``output``: tokens committed before, to go on from."""
 
     request: str
@@ -77,20 +77,20 @@ class Add(_Frame):
     salt: str | None = None
 
 
-class Cancel(_Frame):
+class Cancel(_Frame, frozen=True, kw_only=True):
     """Forget a request and free what it holds."""
 
     request: str
 
 
-class Stop(_Frame):
+class Stop(_Frame, frozen=True, kw_only=True):
     """End the process."""
 
 
 # ------------------------------------------------------------------------- core to host
 
 
-class Ready(_Frame):
+class Ready(_Frame, frozen=True, kw_only=True):
     """The model is loaded. ``weights`` is the digest of the files; times in seconds."""
 
     model: str
@@ -107,7 +107,7 @@ class Ready(_Frame):
     eos: list[int]
 
 
-class Started(_Frame):
+class Started(_Frame, frozen=True, kw_only=True):
     """The request is in the batch for the first time."""
 
     request: str
@@ -129,27 +129,27 @@ class Output(msgspec.Struct, frozen=True, gc=False, array_like=True):
     reason: str | None
 
 
-class Step(_Frame):
+class Step(_Frame, frozen=True, kw_only=True):
     """What one step of the core produced. ``time``: seconds since the epoch."""
 
     time: float
     outputs: list[Output]
 
 
-class Preempted(_Frame):
+class Preempted(_Frame, frozen=True, kw_only=True):
     """The request lost its blocks and waits to be computed again."""
 
     request: str
     reason: str
 
 
-class Resumed(_Frame):
+class Resumed(_Frame, frozen=True, kw_only=True):
     """The request is in the batch again."""
 
     request: str
 
 
-class Failed(_Frame):
+class Failed(_Frame, frozen=True, kw_only=True):
     """The request ended badly: ``code`` as in ``request.failed``."""
 
     request: str

@@ -109,7 +109,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
 
 @event("thread.created")
-class ThreadCreated(Payload):
+class ThreadCreated(Payload, frozen=True, kw_only=True):
     """A conversation begins. ``owner`` is a user id."""
 
     owner: str
@@ -118,14 +118,14 @@ class ThreadCreated(Payload):
 
 
 @event("thread.renamed")
-class ThreadRenamed(Payload):
+class ThreadRenamed(Payload, frozen=True, kw_only=True):
     """The conversation got a (new) title."""
 
     title: str
 
 
 @event("thread.forked")
-class ThreadForked(Payload):
+class ThreadForked(Payload, frozen=True, kw_only=True):
     """This thread continues another one from a version on."""
 
     source: str
@@ -133,26 +133,26 @@ class ThreadForked(Payload):
 
 
 @event("thread.shared")
-class ThreadShared(Payload):
+class ThreadShared(Payload, frozen=True, kw_only=True):
     """Reading by others was allowed or withdrawn."""
 
     shared: bool
 
 
 @event("thread.settings_changed")
-class ThreadSettingsChanged(Payload):
+class ThreadSettingsChanged(Payload, frozen=True, kw_only=True):
     """Chat settings of the thread, whole."""
 
     settings: dict[str, Any]
 
 
 @event("thread.deleted")
-class ThreadDeleted(Payload):
+class ThreadDeleted(Payload, frozen=True, kw_only=True):
     """The thread is hidden from lists; its events stay."""
 
 
 @event("session.changed")
-class SessionChanged(Payload):
+class SessionChanged(Payload, frozen=True, kw_only=True):
     """Keys of the thread's ``user_session`` that were set (``values``) or dropped (``removed``)."""
 
     values: dict[str, Any] = {}
@@ -163,7 +163,7 @@ class SessionChanged(Payload):
 
 
 @event("message.posted")
-class MessagePosted(Payload):
+class MessagePosted(Payload, frozen=True, kw_only=True):
     """A whole message at once: what a user sent, or what a handler sent without streaming.
 
     ``role`` is ``user``, ``assistant`` or ``system``; ``parent`` the message before it;
@@ -181,7 +181,7 @@ class MessagePosted(Payload):
 
 
 @event("message.started")
-class MessageStarted(Payload):
+class MessageStarted(Payload, frozen=True, kw_only=True):
     """A streamed message begins.
 
     With ``request`` its text is that request's ``tokens.generated`` (stored once, never repeated
@@ -199,7 +199,7 @@ class MessageStarted(Payload):
 
 
 @event("message.delta")
-class MessageDelta(Payload):
+class MessageDelta(Payload, frozen=True, kw_only=True):
     """Text to add at the end of a streamed message. ``offsets``: see ``tokens.generated``."""
 
     message: str
@@ -207,7 +207,7 @@ class MessageDelta(Payload):
 
 
 @event("message.completed")
-class MessageCompleted(Payload):
+class MessageCompleted(Payload, frozen=True, kw_only=True):
     """A streamed message ended. ``content`` is the whole text; None: the bound request's text."""
 
     message: str
@@ -215,7 +215,7 @@ class MessageCompleted(Payload):
 
 
 @event("message.edited")
-class MessageEdited(Payload):
+class MessageEdited(Payload, frozen=True, kw_only=True):
     """The content was replaced."""
 
     message: str
@@ -224,14 +224,14 @@ class MessageEdited(Payload):
 
 
 @event("message.removed")
-class MessageRemoved(Payload):
+class MessageRemoved(Payload, frozen=True, kw_only=True):
     """The message is hidden from the conversation."""
 
     message: str
 
 
 @event("message.feedback")
-class MessageFeedback(Payload):
+class MessageFeedback(Payload, frozen=True, kw_only=True):
     """A user's judgement: ``value`` is 1, -1 or 0 (withdrawn)."""
 
     message: str
@@ -243,7 +243,7 @@ class MessageFeedback(Payload):
 
 
 @event("run.started")
-class RunStarted(Payload):
+class RunStarted(Payload, frozen=True, kw_only=True):
     """One call of a handler begins. ``hook`` is ``on_message``, ``on_chat_start`` ...
 
     ``node`` names the process that runs it. A ``resumable`` run only waits for its requests, so
@@ -258,14 +258,14 @@ class RunStarted(Payload):
 
 
 @event("run.completed")
-class RunCompleted(Payload):
+class RunCompleted(Payload, frozen=True, kw_only=True):
     """The handler returned."""
 
     run: str
 
 
 @event("run.failed")
-class RunFailed(Payload):
+class RunFailed(Payload, frozen=True, kw_only=True):
     """The handler raised."""
 
     run: str
@@ -273,14 +273,14 @@ class RunFailed(Payload):
 
 
 @event("run.stopped")
-class RunStopped(Payload):
+class RunStopped(Payload, frozen=True, kw_only=True):
     """A user stopped it. From this event on the run writes nothing but its clean-up."""
 
     run: str
 
 
 @event("run.interrupted")
-class RunInterrupted(Payload):
+class RunInterrupted(Payload, frozen=True, kw_only=True):
     """Its process went away. Its unfinished requests go on by themselves."""
 
     run: str
@@ -288,7 +288,7 @@ class RunInterrupted(Payload):
 
 
 @event("run.resumed")
-class RunResumed(Payload):
+class RunResumed(Payload, frozen=True, kw_only=True):
     """Another process took a resumable run over."""
 
     run: str
@@ -299,7 +299,7 @@ class RunResumed(Payload):
 
 
 @event("step.started")
-class StepStarted(Payload):
+class StepStarted(Payload, frozen=True, kw_only=True):
     """A step begins. ``parent`` is a step or None; ``kind`` is tool, llm, retrieval, run ..."""
 
     step: str
@@ -311,7 +311,7 @@ class StepStarted(Payload):
 
 
 @event("step.delta")
-class StepDelta(Payload):
+class StepDelta(Payload, frozen=True, kw_only=True):
     """Text to add to a step's output."""
 
     step: str
@@ -319,7 +319,7 @@ class StepDelta(Payload):
 
 
 @event("step.completed")
-class StepCompleted(Payload):
+class StepCompleted(Payload, frozen=True, kw_only=True):
     """A step returned."""
 
     step: str
@@ -327,7 +327,7 @@ class StepCompleted(Payload):
 
 
 @event("step.failed")
-class StepFailed(Payload):
+class StepFailed(Payload, frozen=True, kw_only=True):
     """A step raised."""
 
     step: str
@@ -339,7 +339,7 @@ class StepFailed(Payload):
 
 
 @event("request.queued")
-class RequestQueued(Payload):
+class RequestQueued(Payload, frozen=True, kw_only=True):
     """Everything needed to run the request, now or again.
 
     Either ``messages`` (rendered by the model's own chat template), ``text`` (a raw prompt) or
@@ -359,7 +359,7 @@ class RequestQueued(Payload):
 
 
 @event("request.claimed")
-class RequestClaimed(Payload):
+class RequestClaimed(Payload, frozen=True, kw_only=True):
     """A worker took it. Later writes of the request carry this ``epoch``."""
 
     request: str
@@ -368,7 +368,7 @@ class RequestClaimed(Payload):
 
 
 @event("request.started")
-class RequestStarted(Payload):
+class RequestStarted(Payload, frozen=True, kw_only=True):
     """It got its first slot in a batch. ``prompt_tokens`` counts the rendered prompt."""
 
     request: str
@@ -382,7 +382,7 @@ class RequestStarted(Payload):
 
 
 @event("request.preempted")
-class RequestPreempted(Payload):
+class RequestPreempted(Payload, frozen=True, kw_only=True):
     """Its blocks were given away; it will be computed again."""
 
     request: str
@@ -391,7 +391,7 @@ class RequestPreempted(Payload):
 
 
 @event("request.resumed")
-class RequestResumed(Payload):
+class RequestResumed(Payload, frozen=True, kw_only=True):
     """It is in the batch again after a preemption."""
 
     request: str
@@ -399,7 +399,7 @@ class RequestResumed(Payload):
 
 
 @event("tokens.generated")
-class TokensGenerated(Payload):
+class TokensGenerated(Payload, frozen=True, kw_only=True):
     """A batch of committed output tokens.
 
     ``batch`` counts 0, 1, 2 ... over the whole request, across epochs; ``index`` is the position
@@ -417,7 +417,7 @@ class TokensGenerated(Payload):
 
 
 @event("request.finished")
-class RequestFinished(Payload):
+class RequestFinished(Payload, frozen=True, kw_only=True):
     """It ended well: ``reason`` is ``stop`` or ``length``; ``text`` is the whole output.
 
     ``digest`` is the SHA-256 (hex) over the texts of its ``tokens.generated`` in order, so the
@@ -435,7 +435,7 @@ class RequestFinished(Payload):
 
 
 @event("request.failed")
-class RequestFailed(Payload):
+class RequestFailed(Payload, frozen=True, kw_only=True):
     """It ended badly: ``code`` is ``timeout``, ``invalid``, ``context`` or ``error``."""
 
     request: str
@@ -446,7 +446,7 @@ class RequestFailed(Payload):
 
 
 @event("request.cancelled")
-class RequestCancelled(Payload):
+class RequestCancelled(Payload, frozen=True, kw_only=True):
     """Somebody stopped it. ``text`` is what had been committed by then."""
 
     request: str
@@ -455,7 +455,7 @@ class RequestCancelled(Payload):
 
 
 @event("request.abandoned")
-class RequestAbandoned(Payload):
+class RequestAbandoned(Payload, frozen=True, kw_only=True):
     """Its worker lost it (crash, expired lease); it is queued again and goes on from its tokens."""
 
     request: str
@@ -468,7 +468,7 @@ class RequestAbandoned(Payload):
 
 
 @event("worker.started")
-class WorkerStarted(Payload):
+class WorkerStarted(Payload, frozen=True, kw_only=True):
     """An engine core is ready. Stream ``worker/<name>``."""
 
     worker: str
@@ -481,14 +481,14 @@ class WorkerStarted(Payload):
 
 
 @event("worker.drained")
-class WorkerDrained(Payload):
+class WorkerDrained(Payload, frozen=True, kw_only=True):
     """It ended on purpose."""
 
     worker: str
 
 
 @event("worker.crashed")
-class WorkerCrashed(Payload):
+class WorkerCrashed(Payload, frozen=True, kw_only=True):
     """Its core process died and is being replaced."""
 
     worker: str
@@ -497,7 +497,7 @@ class WorkerCrashed(Payload):
 
 
 @event("worker.lost")
-class WorkerLost(Payload):
+class WorkerLost(Payload, frozen=True, kw_only=True):
     """It stopped renewing its leases."""
 
     worker: str
@@ -507,7 +507,7 @@ class WorkerLost(Payload):
 
 
 @event("user.created")
-class UserCreated(Payload):
+class UserCreated(Payload, frozen=True, kw_only=True):
     """A user was seen for the first time."""
 
     user: str
@@ -515,21 +515,21 @@ class UserCreated(Payload):
 
 
 @event("user.login")
-class UserLogin(Payload):
+class UserLogin(Payload, frozen=True, kw_only=True):
     """A user logged in."""
 
     user: str
 
 
 @event("user.logout")
-class UserLogout(Payload):
+class UserLogout(Payload, frozen=True, kw_only=True):
     """A user logged out."""
 
     user: str
 
 
 @event("log.sealed")
-class LogSealed(Payload):
+class LogSealed(Payload, frozen=True, kw_only=True):
     """Merkle root (hex) over the events ``first..last``, chained: ``root`` covers ``previous``."""
 
     first: int
@@ -540,7 +540,7 @@ class LogSealed(Payload):
 
 
 @event("log.redacted")
-class LogRedacted(Payload):
+class LogRedacted(Payload, frozen=True, kw_only=True):
     """Payloads of these positions were erased."""
 
     seqs: list[int]
@@ -548,7 +548,7 @@ class LogRedacted(Payload):
 
 
 @event("log.archived")
-class LogArchived(Payload):
+class LogArchived(Payload, frozen=True, kw_only=True):
     """Events ``first..last`` moved to an object."""
 
     first: int

@@ -19,9 +19,9 @@ TRANSITIONS: dict[str, dict[str | None, str]] = {
     "request.preempted": {"running": "preempted"},
     "request.resumed": {"preempted": "running"},
     "request.finished": {"running": "finished"},
-    "request.failed": {s: "failed" for s in ("queued", "claimed", "running", "preempted")},
-    "request.cancelled": {s: "cancelled" for s in ("queued", "claimed", "running", "preempted")},
-    "request.abandoned": {s: "queued" for s in ("claimed", "running", "preempted")},
+    "request.failed": dict.fromkeys(("queued", "claimed", "running", "preempted"), "failed"),
+    "request.cancelled": dict.fromkeys(("queued", "claimed", "running", "preempted"), "cancelled"),
+    "request.abandoned": dict.fromkeys(("claimed", "running", "preempted"), "queued"),
 }
 
 #: Events that only the current holder of the request may write: they must carry its epoch.
