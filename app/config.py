@@ -19,7 +19,7 @@ __all__ = [
 
 
 def _doc(text: str, **limits: float) -> Meta:
-    return Meta(description=text, **limits)  # type: ignore[arg-type]
+    return Meta(description=text, **limits)  # type: ignore[call-overload,no-any-return]
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -82,7 +82,7 @@ class Sequence:
 
 
 class Work(NamedTuple):
-    """Compute ``count`` tokens of a sequence from position ``start`` on.
+    """Compute ``length`` tokens of a sequence from position ``start`` on.
 
     All blocks for these positions are allocated. If the span reaches the last token, the runner
     also samples the next one.
@@ -90,9 +90,9 @@ class Work(NamedTuple):
 
     sequence: Sequence
     start: int
-    count: int
+    length: int
 
     @property
     def samples(self) -> bool:
         """Whether this work ends at the last token, so that a next token is drawn."""
-        return self.start + self.count == len(self.sequence.tokens)
+        return self.start + self.length == len(self.sequence.tokens)

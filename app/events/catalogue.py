@@ -21,9 +21,9 @@ class Payload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Entry(msgspec.Struct, frozen=True):
     """A registered event type."""
 
+    payload: type[Payload]
     type: str
     schema: int
-    payload: type[Payload]
 
 
 CATALOGUE: dict[str, Entry] = {}
@@ -36,7 +36,7 @@ def event(name: str, *, schema: int = 1) -> Callable[[P], P]:
     """Register a payload struct under an event type name."""
 
     def register(payload: P) -> P:
-        entry = Entry(name, schema, payload)
+        entry = Entry(payload, name, schema)
         CATALOGUE[name] = entry
         _TYPE_OF[payload] = entry
         return payload
