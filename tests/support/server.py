@@ -1,0 +1,109 @@
+"""A real server process, started as a user would start it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def free_port() -> int:
+    """A port nobody listens on right now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+class Server:
+    """`everlog serve` in a process of its own, on a port that stays the same over restarts."""
+
+    def __init__(
+        self, database: Path, *args: str, port: int | None = None, env: dict[str, str] | None = None
+    ) -> None:
+        self.database = database
+        self.port = port or free_port()
+        self.args = args
+        self.env = {**os.environ, "EVERLOG_LOG__FORMAT": "text", **(env or {})}
+        self.output = database.with_suffix(".out")
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def start(self, *, ready: bool = True, timeout: float = 60) -> None:
+        """Start it and wait until it is ready (`ready=False`: until it listens)."""
+        command = [sys.executable, "-m", "app", "serve", *self.args]
+        command += ["--port", str(self.port), "--database", f"sqlite:///{self.database}"]
+        with self.output.open("ab") as out:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=self.env, stdout=out, stderr=out, stdin=subprocess.DEVNULL
+            )
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise AssertionError(f"server ended with {self.process.returncode}:\n{self.log()}")
+            if self.get("/readyz" if ready else "/healthz") == 200:
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"server not ready in {timeout} s:\n{self.log()}")
+
+    def get(self, path: str) -> int | None:
+        """Status of a GET, or None while nobody answers."""
+        try:
+            with urllib.request.urlopen(self.url + path, timeout=5) as response:
+                status: int = response.status
+                return status
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+        except OSError:
+            return None
+
+    def kill(self, sig: signal.Signals = signal.SIGKILL) -> int:
+        """Send a signal and wait for the end; returns the exit status."""
+        assert self.process is not None
+        self.process.send_signal(sig)
+        return self.process.wait(30)
+
+    def log(self) -> str:
+        """What it has printed so far."""
+        return self.output.read_text(errors="replace") if self.output.exists() else ""
+
+    def core_pid(self) -> int | None:
+        """Pid of its engine core, if one runs (Linux)."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        for pid in children:
+            with contextlib.suppress(OSError):
+                if b"app.engine.core" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    return int(pid)
+        return None
+
+
+@contextlib.contextmanager
+def running(database: Path, *args: str, **options: object) -> Iterator[Server]:
+    """A started server that is gone afterwards, however the test ends."""
+    server = Server(database, *args, **options)  # type: ignore[arg-type]
+    try:
+        server.start()
+        yield server
+    finally:
+        if server.process is not None and server.process.poll() is None:
+            server.process.kill()
+            server.process.wait(30)
