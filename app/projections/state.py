@@ -6,9 +6,7 @@ events give the same state everywhere, so what a client folds live equals what i
 
 from __future__ import annotations
 
-import msgspec
-
-from app.events.codec import decode
+from app.events.codec import PayloadError, decode
 from app.events.envelope import Event, thread_stream
 from app.events.store import EventStore
 from app.projections.fold import HANDLERS
@@ -54,7 +52,7 @@ def apply(state: ThreadState, event: Event) -> None:
     state.version, state.seq, state.updated = event.version, event.seq, event.time
     try:
         payload = decode(event)
-    except msgspec.MsgspecError:
+    except (PayloadError, UnicodeDecodeError):
         return
     handler = HANDLERS.get(type(payload))  # type: ignore[arg-type]
     if handler is not None:
