@@ -12,6 +12,7 @@ __all__ = [
     "Cancel",
     "CoreConfig",
     "Failed",
+    "Fatal",
     "FromCore",
     "Output",
     "Preempted",
@@ -63,7 +64,11 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Add(_Frame, frozen=True, kw_only=True):
-    """Run a request. ``output``: tokens committed before, to go on from."""
+    """Run a request. ``output``: tokens committed before, to go on from.
+
+    ``request`` is any name that is unique in the core; frames about the request repeat it. The host
+    names each claim apart, so that late frames of a lost claim cannot be taken for the next one's.
+    """
 
     request: str
     params: SamplingParams
@@ -157,5 +162,12 @@ class Failed(_Frame, frozen=True, kw_only=True):
     message: str
 
 
+class Fatal(_Frame, frozen=True, kw_only=True):
+    """The last frame of a core that ends because of an error. ``hint`` says what to do next."""
+
+    message: str
+    hint: str | None = None
+
+
 ToCore = Add | Cancel | Stop
-FromCore = Ready | Started | Step | Preempted | Resumed | Failed
+FromCore = Ready | Started | Step | Preempted | Resumed | Failed | Fatal

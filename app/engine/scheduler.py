@@ -1,0 +1,251 @@
+"""Which tokens of which requests are computed in the next step.
+
+Pure: no tensors, no clock, no I/O. Continuous batching (Orca, OSDI '22): sequences join and leave
+at every step. One token budget a step: first every running sequence that only needs its next
+token, then the rest of prompts begun (chunked prefill, arXiv:2308.16369), then new ones. A
+sequence enters with blocks for all its tokens; when later ones find no block, the last in line
+loses its blocks and is computed again afterwards. The first in line can always take what it needs,
+so every request ends.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import insort
+from collections.abc import Collection
+from collections.abc import Sequence as Series
+from operator import itemgetter
+from typing import NamedTuple
+
+from app.engine.blocks import BlockManager
+from app.engine.frames import Failed, Preempted, Resumed, Started
+from app.engine.sequence import Sequence, State, Work
+
+__all__ = ["Notice", "Sampled", "Scheduler"]
+
+Notice = Started | Preempted | Resumed | Failed
+
+Key = tuple[int, float, int]
+_first = itemgetter(0)
+
+
+class Sampled(NamedTuple):
+    """A sequence got a token. With a ``reason`` (``stop``, ``length``) it was the last one."""
+
+    sequence: Sequence
+    token: int
+    reason: str | None
+
+
+class Scheduler:
+    """Queue and batch of one engine core.
+
+    Line: by arrival (``fcfs``), or by larger priority then arrival (``priority``).
+
+    Args:
+        blocks: Where sequences get their KV blocks from.
+        context: Most tokens in a sequence, prompt and output; cut down to what all blocks hold.
+        eos: Tokens that end a sequence, unless it ignores them.
+        max_batch: Most sequences in a step.
+        max_tokens: Most tokens computed in a step.
+        policy: ``fcfs`` or ``priority``.
+
+    """
+
+    def __init__(
+        self,
+        blocks: BlockManager,
+        *,
+        context: int,
+        eos: Collection[int] = (),
+        max_batch: int = 64,
+        max_tokens: int = 512,
+        policy: str = "fcfs",
+    ) -> None:
+        self.blocks = blocks
+        self.context = min(context, blocks.num_blocks * blocks.block_size)
+        self.eos = frozenset(eos)
+        self.max_tokens = max_tokens
+        self.max_batch = min(max_batch, max_tokens)  # so that every sequence moves in every step
+        self.by_priority = policy == "priority"
+        self.sequences: dict[str, Sequence] = {}
+        self.notices: list[Notice] = []
+        self._running: list[tuple[Key, Sequence]] = []  # in line order
+        self._waiting: list[tuple[Key, Sequence]] = []  # heap; ended ones are skipped when popped
+        self._deadlines: list[tuple[float, int, Sequence]] = []  # heap, likewise
+        self._keys: dict[str, Key] = {}
+        self._arrivals = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request has not ended; then the next schedule has work or fails some."""
+        return bool(self.sequences)
+
+    @property
+    def running(self) -> list[Sequence]:
+        """The sequences that own blocks, in line order."""
+        return [sequence for _, sequence in self._running]
+
+    def add(self, sequence: Sequence) -> bool:
+        """Put a sequence in line; False (and a notice) if its prompt leaves no room for a token.
+
+        Raises:
+            ValueError: The request is already here, or has no tokens.
+
+        """
+        if sequence.request in self.sequences or not sequence.tokens:
+            raise ValueError(f"request {sequence.request} is empty or already scheduled")
+        if sequence.prompt_len >= self.context:
+            message = (
+                f"the prompt has {sequence.prompt_len} tokens; with this engine prompt and answer "
+                f"together have room for {self.context}"
+            )
+            self.notices.append(Failed(request=sequence.request, code="context", message=message))
+            return False
+        self._arrivals += 1
+        rank = -sequence.priority if self.by_priority else 0
+        key = self._keys[sequence.request] = (rank, sequence.arrival, self._arrivals)
+        self.sequences[sequence.request] = sequence
+        heapq.heappush(self._waiting, (key, sequence))
+        if sequence.deadline is not None:
+            heapq.heappush(self._deadlines, (sequence.deadline, self._arrivals, sequence))
+        return True
+
+    def end(self, request: str) -> bool:
+        """Forget a request and free what it holds; False if it is not here."""
+        sequence = self.sequences.pop(request, None)
+        if sequence is None:
+            return False
+        if sequence.state is State.RUNNING:
+            self._leave(sequence)
+        self._keys.pop(request)
+        sequence.state = State.ENDED
+        return True
+
+    def schedule(self, now: float) -> list[Work]:
+        """Choose the works of the next step and allocate their blocks.
+
+        What happened on the way (started, preempted, resumed, failed) is added to ``notices``.
+
+        Args:
+            now: Seconds since the epoch.
+
+        """
+        self._expire(now)
+        works, short = self._decode()
+        budget = self.max_tokens - len(works)
+        for _, sequence in self._running:
+            left = len(sequence.tokens) - sequence.computed
+            if left > 1 and budget:
+                works.append(Work(sequence, sequence.computed, min(left, budget)))
+                budget -= works[-1].length
+        if not short:
+            self._admit(works, budget, now)
+        return works
+
+    def commit(self, works: Series[Work], sampled: Series[int | None]) -> list[Sampled]:
+        """Take in what a step computed; sequences that got their last token are gone afterwards.
+
+        Args:
+            works: What `schedule` returned.
+            sampled: For each work the next token, if the work reached the last one.
+
+        """
+        results: list[Sampled] = []
+        for work, token in zip(works, sampled, strict=True):
+            sequence = work.sequence
+            sequence.computed = work.start + work.length
+            self.blocks.record(sequence)
+            if token is None:
+                continue
+            sequence.tokens.append(token)
+            reason = self.reason(sequence)
+            if reason is not None:
+                self.end(sequence.request)
+            results.append(Sampled(sequence, token, reason))
+        return results
+
+    def reason(self, sequence: Sequence) -> str | None:
+        """Why the last token of a sequence ends it, or None.
+
+        End tokens count only behind the first ``min_tokens`` output tokens.
+        """
+        output = len(sequence.tokens) - sequence.prompt_len
+        if not output:
+            return None
+        params, token = sequence.params, sequence.tokens[-1]
+        ends = (token in self.eos and not params.ignore_eos) or token in params.stop_token_ids
+        if ends and output > params.min_tokens:
+            return "stop"
+        if params.max_tokens is not None and output >= params.max_tokens:
+            return "length"
+        return "length" if len(sequence.tokens) >= self.context else None
+
+    def _decode(self) -> tuple[list[Work], bool]:
+        """Works for sequences that need their next token; whether blocks ran out for them."""
+        works: list[Work] = []
+        short = False
+        index = 0
+        while index < len(self._running):
+            sequence = self._running[index][1]
+            if len(sequence.tokens) - sequence.computed == 1:
+                while sequence.state is State.RUNNING and not self.blocks.grow(sequence):
+                    self._preempt()  # the last in line: not scheduled yet, at worst this one
+                    short = True
+                if sequence.state is not State.RUNNING:
+                    break
+                works.append(Work(sequence, sequence.computed, 1))
+            index += 1
+        return works, short
+
+    def _admit(self, works: list[Work], budget: int, now: float) -> None:
+        while self._waiting and budget and len(self._running) < self.max_batch:
+            key, sequence = self._waiting[0]
+            if sequence.state is not State.ENDED:
+                # A block for each running sequence stays free, or the newcomer would soon be
+                # preempted again. Nobody overtakes the first in line, so it cannot starve.
+                if not self.blocks.allocate(sequence, reserve=len(self._running)):
+                    return
+                self._enter(key, sequence, now)
+                left = len(sequence.tokens) - sequence.computed
+                works.append(Work(sequence, sequence.computed, min(left, budget)))
+                budget -= works[-1].length
+            heapq.heappop(self._waiting)
+
+    def _enter(self, key: Key, sequence: Sequence, now: float) -> None:
+        if sequence.state is State.PREEMPTED:
+            self.notices.append(Resumed(request=sequence.request))
+        else:
+            self.notices.append(
+                Started(
+                    request=sequence.request,
+                    prompt_tokens=sequence.prompt_len,
+                    cached_tokens=min(sequence.cached, sequence.prompt_len),
+                    time=now,
+                )
+            )
+        sequence.state = State.RUNNING
+        insort(self._running, (key, sequence), key=_first)
+
+    def _leave(self, sequence: Sequence) -> None:
+        """Take a running sequence out of the batch and its blocks back."""
+        self._running = [entry for entry in self._running if entry[1] is not sequence]
+        self.blocks.free(sequence)
+
+    def _preempt(self) -> None:
+        key, victim = self._running[-1]
+        self._leave(victim)
+        victim.state = State.PREEMPTED
+        heapq.heappush(self._waiting, (key, victim))
+        whom = "lowest priority" if self.by_priority else "newest"
+        reason = f"all {self.blocks.num_blocks} KV blocks are in use; the {whom} request gives way"
+        self.notices.append(Preempted(request=victim.request, reason=reason))
+
+    def _expire(self, now: float) -> None:
+        while self._deadlines and self._deadlines[0][0] <= now:
+            deadline, _, sequence = heapq.heappop(self._deadlines)
+            if sequence.state is State.ENDED:
+                continue
+            self.end(sequence.request)
+            message = f"its deadline passed {now - deadline:.1f} s ago"
+            self.notices.append(Failed(request=sequence.request, code="timeout", message=message))
