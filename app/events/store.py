@@ -7,6 +7,7 @@ from typing import Protocol
 
 import msgspec
 
+from app.errors import EverlogError
 from app.events.envelope import Event, NewEvent
 
 __all__ = [
@@ -24,7 +25,18 @@ __all__ = [
     "Illegal",
     "Lease",
     "Outcome",
+    "StoreClosed",
+    "StoreError",
 ]
+
+
+class StoreError(EverlogError):
+    """The store could not do it (disk full, I/O error, damaged file); nothing was written."""
+
+
+class StoreClosed(StoreError):
+    """The store is closing or closed, or was opened for reading only."""
+
 
 ANY = -1
 """Expected version: any."""

@@ -1,0 +1,369 @@
+"""The log in SQLite: WAL, one writing connection that also checkpoints, query-only readers.
+
+Each operation is one hop to a connection's thread, a whole batch included, so a cancelled task
+never leaves a transaction open. Power loss is discussed in ``docs/durability.md``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+from urllib.parse import quote
+
+import aiosqlite
+
+from app.errors import StartupError
+from app.events import sqlite_sql as sql
+from app.events.envelope import Event
+from app.events.feed import Feed
+from app.events.ids import uuid7
+from app.events.ledger import Batch, Found, Missing, State
+from app.events.lockfile import WriterLock
+from app.events.logstore import LogStore, Row
+from app.events.migrate import apply, migrations, outstanding
+from app.events.store import Lease, StoreError
+
+__all__ = ["SqliteBackend", "SqliteStore"]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Synchronous = Literal["full", "normal"]
+
+READERS = 3
+"""Most reading connections."""
+
+CHECKPOINT_BYTES = 4 << 20
+"""Written bytes after which the WAL is copied into the database between two batches."""
+
+TRUNCATE_BYTES = 64 << 20
+"""Size of the WAL file at which it is cut back to nothing."""
+
+EVENT_BYTES = 400
+"""What an event adds to the WAL beside its payload, roughly; only paces checkpoints."""
+
+WEEK = 7 * 24 * 3600 * 10**9
+
+
+class SqliteBackend:
+    """Rows in a SQLite file. Made by `SqliteStore.open`."""
+
+    def __init__(self, path: Path, *, writable: bool) -> None:
+        self.path = path
+        self.writable = writable
+        self.incarnation = ""
+        self._lock = WriterLock(path)
+        self._writer: aiosqlite.Connection | None = None
+        self._watch: aiosqlite.Connection | None = None
+        self._idle: list[aiosqlite.Connection] = []
+        self._readers = asyncio.Semaphore(READERS)
+        self._unsaved = 0  # bytes written since the last checkpoint
+        self._pruned = 0
+        self._data_version = 0
+
+    # ------------------------------------------------------------------- opening and closing
+
+    async def open(self, synchronous: Synchronous) -> None:
+        """Open the database, migrating it when this process writes.
+
+        Raises:
+            StartupError: It is in use, not a database, too new, or cannot be written.
+
+        """
+        _warn_about_old_sqlite()
+        try:
+            if self.writable:
+                self._lock.acquire()
+                self._writer = await _connect(self.path, mode="rwc")
+                await _run(self._writer, _prepare, synchronous)
+                self.incarnation = await _run(self._writer, _incarnation)
+            else:
+                self._watch = await self._open_reader()
+                await _run(self._watch, _refuse_other_schema)
+                self.incarnation = await _run(self._watch, _incarnation)
+                self._data_version = await _run(self._watch, _data_version)
+        except BaseException as error:
+            await self.aclose()
+            if isinstance(error, sqlite3.Error):
+                raise _startup_error(self.path, error) from error
+            raise
+
+    async def aclose(self) -> None:
+        """Close readers, then the writer (which empties the WAL), then give the lock back."""
+        for conn in (*self._idle, self._watch, self._writer):
+            if conn is not None:
+                await conn.close()
+        self._idle, self._watch, self._writer = [], None, None
+        self._lock.release()
+
+    async def _open_reader(self) -> aiosqlite.Connection:
+        conn = await _connect(self.path, mode="ro")
+        try:
+            await _run(conn, _execute_all, sql.READER_PRAGMAS)
+        except BaseException:
+            await conn.close()
+            raise
+        return conn
+
+    # ------------------------------------------------------------------------------- writing
+
+    async def state(self) -> State:
+        """Read the end of the log."""
+        if self._writer is None:
+            return State(head=await self.head())
+        return await self._write(_fresh_state)
+
+    async def lookup(self, missing: Missing) -> Found:
+        """Look keys up for the ledger."""
+        return await self._write(sql.look_up, missing)
+
+    async def write(self, batch: Batch) -> None:
+        """Write a batch in one transaction, then checkpoint if it is time."""
+        await self._write(sql.write_batch, batch)
+        self._unsaved += sum(len(event.data) + EVENT_BYTES for event in batch.events) + 8192
+        if self._unsaved >= CHECKPOINT_BYTES:
+            self._unsaved = 0
+            await self._maintain("TRUNCATE" if self._wal_bytes() > TRUNCATE_BYTES else "PASSIVE")
+
+    async def tidy(self) -> None:
+        """Copy the WAL into the database and cut it; forget commands older than a week."""
+        self._unsaved = 0
+        await self._maintain("TRUNCATE")
+        now = time.time_ns()
+        if now - self._pruned > WEEK // 168:  # hourly
+            self._pruned = now
+            await self._write(_prune, now - WEEK)
+
+    async def _maintain(self, mode: str) -> None:
+        try:
+            await self._write(_checkpoint, mode)
+        except StoreError:  # the data is safe in the WAL; the next one tries again
+            log.warning("checkpoint of %s failed", self.path, exc_info=True)
+
+    def _wal_bytes(self) -> int:
+        try:
+            return self.path.with_name(self.path.name + "-wal").stat().st_size
+        except OSError:
+            return 0
+
+    async def _write(self, function: Callable[..., T], *args: Any) -> T:
+        assert self._writer is not None
+        try:
+            return await _run(self._writer, function, *args)
+        except sqlite3.Error as error:
+            raise _store_error(self.path, error) from error
+
+    # ------------------------------------------------------------------------------- reading
+
+    @asynccontextmanager
+    async def _reader(self) -> Any:
+        async with self._readers:
+            conn = self._idle.pop() if self._idle else await self._open_reader()
+            try:
+                yield conn
+            finally:
+                self._idle.append(conn)
+
+    async def _read(self, function: Callable[..., T], *args: Any) -> T:
+        try:
+            async with self._reader() as conn:
+                return await _run(conn, function, *args)
+        except sqlite3.Error as error:
+            raise _store_error(self.path, error) from error
+
+    async def select(
+        self, after: int, until: int, stream: str | None, types: Sequence[str] | None, limit: int
+    ) -> list[Event]:
+        """Events with ``after < position <= until`` in order."""
+        return await self._read(sql.select_events, after, until, stream, types, limit)
+
+    async def rows(self, after: int, limit: int) -> list[Row | StoreError]:
+        """Rows as stored, even damaged ones."""
+        return await self._read(sql.select_rows, after, limit)
+
+    async def leaves(self, after: int, until: int) -> list[bytes]:
+        """Leaf hashes of ``after < seq <= until``."""
+        return await self._read(sql.select_leaves, after, until)
+
+    async def head(self) -> int:
+        """Highest seq stored."""
+        return await self._read(_scalar, sql.SELECT_HEAD)
+
+    async def version(self, stream: str) -> int:
+        """Highest version of a stream stored."""
+        return await self._read(_scalar, sql.SELECT_VERSION, (stream,))
+
+    async def leases(self, stream: str | None, open_only: bool) -> list[Lease]:
+        """Rows of the request table, oldest first."""
+        return await self._read(sql.select_leases, stream, open_only)
+
+    async def check(self) -> list[str]:
+        """Complaints of SQLite about the file's structure."""
+        return await self._read(sql.integrity)
+
+    async def changed(self, seconds: float) -> bool:
+        """Poll ``PRAGMA data_version`` every 2 ms, up to ``seconds``, in the reader's thread."""
+        assert self._watch is not None
+        seen = self._data_version
+        self._data_version = await _run(self._watch, _await_change, seen, seconds)
+        return self._data_version != seen
+
+
+class SqliteStore(LogStore):
+    """The event store in a SQLite file."""
+
+    @classmethod
+    async def open(
+        cls,
+        path: Path,
+        *,
+        synchronous: Synchronous = "full",
+        read_only: bool = False,
+        feed: Feed | None = None,
+    ) -> SqliteStore:
+        """Open a log, creating it unless ``read_only``.
+
+        Args:
+            path: The database file.
+            synchronous: ``full`` loses nothing acknowledged in a power cut; ``normal`` may lose
+                the last commits. Neither loses anything when the process is killed.
+            read_only: Read and follow while another process writes.
+            feed: Bounds of the memory for recent events.
+
+        Raises:
+            StartupError: It cannot be opened; the message says why.
+
+        """
+        backend = SqliteBackend(path, writable=not read_only)
+        await backend.open(synchronous)
+        store = cls(backend, feed=feed)
+        try:
+            await store.start()
+        except BaseException:
+            await backend.aclose()
+            raise
+        return store
+
+
+# ------------------------------------------------------------- run on a connection's thread
+
+
+async def _connect(path: Path, *, mode: str) -> aiosqlite.Connection:
+    uri = f"file:{quote(os.fspath(path))}?mode={mode}"
+    conn = aiosqlite.connect(uri, uri=True, isolation_level=None, cached_statements=256)
+    conn._thread.daemon = True  # a store that was not closed must not hang the interpreter
+    return await conn
+
+
+async def _run(conn: aiosqlite.Connection, function: Callable[..., T], *args: Any) -> T:
+    """Run a function of the plain connection on its thread: one hop, whatever it does."""
+    result: T = await conn._execute(lambda: function(conn._conn, *args))  # type: ignore[no-untyped-call]
+    return result
+
+
+def _prepare(conn: sqlite3.Connection, synchronous: str) -> None:
+    _execute_all(conn, [pragma.format(synchronous=synchronous.upper()) for pragma in sql.PRAGMAS])
+    apply(conn, migrations("sqlite"))
+    conn.execute(sql.INSERT_LOG, (uuid7(), time.time_ns()))
+
+
+def _refuse_other_schema(conn: sqlite3.Connection) -> None:
+    pending = outstanding(conn, migrations("sqlite"))
+    if pending:
+        raise StartupError(
+            f"the database lacks migration {pending[0]}", hint="run: everlog migrate"
+        )
+
+
+def _execute_all(conn: sqlite3.Connection, statements: Sequence[str]) -> None:
+    for statement in statements:
+        conn.execute(statement).fetchall()
+
+
+def _scalar(conn: sqlite3.Connection, statement: str, args: Sequence[Any] = ()) -> int:
+    value: int = conn.execute(statement, args).fetchone()[0]
+    return value
+
+
+def _incarnation(conn: sqlite3.Connection) -> str:
+    row = conn.execute(sql.SELECT_INCARNATION).fetchone()
+    if row is None:
+        raise StartupError("the database has no log", hint="run: everlog migrate")
+    return str(row[0])
+
+
+def _data_version(conn: sqlite3.Connection) -> int:
+    return _scalar(conn, "PRAGMA data_version")
+
+
+def _await_change(conn: sqlite3.Connection, seen: int, seconds: float) -> int:
+    deadline = time.monotonic() + seconds
+    while (version := _data_version(conn)) == seen and time.monotonic() < deadline:
+        time.sleep(0.002)
+    return version
+
+
+def _fresh_state(conn: sqlite3.Connection) -> State:
+    if conn.in_transaction:  # a failed COMMIT may leave it open
+        conn.execute("ROLLBACK")
+    return sql.read_state(conn)
+
+
+def _prune(conn: sqlite3.Connection, before: int) -> None:
+    conn.execute(sql.PRUNE_COMMANDS, (before,))
+
+
+def _checkpoint(conn: sqlite3.Connection, mode: str) -> None:
+    conn.execute("PRAGMA busy_timeout = 0")  # never wait for readers: writers wait behind us
+    try:
+        conn.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+    finally:
+        conn.execute(sql.PRAGMAS[0])
+
+
+# ----------------------------------------------------------------------------------- errors
+
+
+def _warn_about_old_sqlite() -> None:
+    """Warn where the WAL-reset bug is (sqlite.org/wal.html#walresetbug): 3.7.0 to 3.51.2."""
+    version = sqlite3.sqlite_version_info
+    backported = {(3, 44): 6, (3, 50): 7}.get(version[:2])
+    if version < (3, 51, 3) and (backported is None or version[2] < backported):
+        log.info(
+            "SQLite %s has the WAL-reset bug; Everlog avoids it with a single writing connection, "
+            "so let no other program write or checkpoint this database",
+            sqlite3.sqlite_version,
+        )
+
+
+def _store_error(path: Path, error: sqlite3.Error) -> StoreError:
+    name = getattr(error, "sqlite_errorname", "") or ""
+    if name == "SQLITE_FULL":
+        return StoreError(
+            f"the disk that holds {path} is full", hint="free some space; the service goes on then"
+        )
+    return StoreError(f"{path}: {error} {f'({name})' if name else ''}".rstrip())
+
+
+def _startup_error(path: Path, error: sqlite3.Error) -> StartupError:
+    name = getattr(error, "sqlite_errorname", "") or ""
+    if name == "SQLITE_NOTADB":
+        return StartupError(
+            f"{path} is not a SQLite database",
+            hint="move the file away, or choose another with database.url",
+        )
+    if name.startswith("SQLITE_CANTOPEN"):
+        if not path.exists():
+            why = "does not exist" if path.parent.is_dir() else "lies in no existing directory"
+            return StartupError(f"{path} {why}", hint="check database.url")
+        return StartupError(f"{path} cannot be opened", hint="check who may read and write it")
+    if name.startswith("SQLITE_READONLY"):
+        return StartupError(f"{path} cannot be written", hint="check who may write it")
+    return StartupError(f"{path} cannot be opened: {error}", hint="see: everlog doctor")

@@ -1,0 +1,269 @@
+"""All SQL of the SQLite store, and the functions that run it on a plain connection.
+
+Everything here is synchronous and runs on a connection's own thread. The power-cut test runs the
+same functions on a simulated disk.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from msgspec.structs import astuple
+
+from app.events.envelope import Event
+from app.events.leaf import leaves
+from app.events.ledger import Batch, Found, Missing, State
+from app.events.logstore import Row
+from app.events.queue import Request
+from app.events.store import Lease, StoreError
+
+__all__ = ["PRAGMAS", "insert_batch", "look_up", "read_state", "write_batch"]
+
+#: Settings of the writing connection. ``{synchronous}`` is FULL or NORMAL.
+PRAGMAS = (
+    "PRAGMA busy_timeout = 5000",
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = {synchronous}",
+    "PRAGMA fullfsync = ON",  # macOS: fsync alone does not reach the disk
+    "PRAGMA wal_autocheckpoint = 0",  # the writer checkpoints between batches
+    "PRAGMA temp_store = MEMORY",
+)
+
+READER_PRAGMAS = ("PRAGMA busy_timeout = 5000", "PRAGMA query_only = ON")
+
+# ---------------------------------------------------------------------------------- writing
+
+INSERT_EVENT = """
+    INSERT INTO event (seq, stream_id, version, type_id, schema, time, actor, request, run, cause,
+                       data, salt, leaf)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+
+INSERT_STREAM = "INSERT INTO stream (id, name) VALUES (?, ?)"
+
+INSERT_TYPE = "INSERT INTO event_type (id, name) VALUES (?, ?)"
+
+UPSERT_REQUEST = """
+    INSERT INTO request (id, stream, state, epoch, worker, until, priority, queued, model,
+                         deadline, run)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (id) DO UPDATE SET state = excluded.state, epoch = excluded.epoch,
+        worker = excluded.worker, until = excluded.until"""
+
+INSERT_COMMAND = "INSERT INTO command (id, seq, version, time) VALUES (?, ?, ?, ?)"
+
+PRUNE_COMMANDS = "DELETE FROM command WHERE time < ?"
+
+INSERT_LOG = "INSERT OR IGNORE INTO log (id, incarnation, created) VALUES (1, ?, ?)"
+
+# ------------------------------------------------------------------------- end of the log
+
+SELECT_INCARNATION = "SELECT incarnation FROM log"
+
+SELECT_HEAD = "SELECT coalesce(max(seq), 0) FROM event"
+
+SELECT_LAST_STREAM = "SELECT coalesce(max(id), 0) FROM stream"
+
+SELECT_TYPES = "SELECT name, id FROM event_type"
+
+REQUEST_COLUMNS = "id, stream, state, epoch, worker, until, priority, queued, model, deadline, run"
+
+SELECT_OPEN_REQUESTS = f"""
+    SELECT {REQUEST_COLUMNS} FROM request
+    WHERE state NOT IN ('finished', 'failed', 'cancelled') ORDER BY queued"""
+
+SELECT_REQUEST = f"SELECT {REQUEST_COLUMNS} FROM request WHERE id = ?"
+
+SELECT_STREAM = """
+    SELECT s.id, coalesce((SELECT max(version) FROM event WHERE stream_id = s.id), 0)
+    FROM stream s WHERE s.name = ?"""
+
+SELECT_VERSION = """
+    SELECT coalesce(max(version), 0) FROM event
+    WHERE stream_id = (SELECT id FROM stream WHERE name = ?)"""
+
+SELECT_COMMAND = "SELECT seq, version FROM command WHERE id = ?"
+
+# ---------------------------------------------------------------------------------- reading
+
+_EVENT = """
+    SELECT e.seq, s.name, e.version, t.name, e.schema, e.time, e.actor, e.request, e.run, e.cause,
+           e.data{extra}
+    FROM event e
+    {join} JOIN stream s ON s.id = e.stream_id
+    {join} JOIN event_type t ON t.id = e.type_id"""
+
+_COLUMNS = _EVENT.format(extra="", join="CROSS")  # CROSS: SQLite must begin with `event`
+
+SELECT_LOG = _COLUMNS + " WHERE e.seq > ? AND e.seq <= ?{types} ORDER BY e.seq LIMIT ?"
+
+SELECT_IN_STREAM = (
+    _COLUMNS
+    + """ WHERE e.stream_id = (SELECT id FROM stream WHERE name = ?)
+    AND e.version > ? AND e.version <= ?{types} ORDER BY e.version LIMIT ?"""
+)
+
+ONLY_TYPES = " AND e.type_id IN (SELECT id FROM event_type WHERE name IN ({marks}))"
+
+# LEFT: a row whose stream or type is gone must be seen, not skipped.
+SELECT_ROWS = (
+    _EVENT.format(extra=", e.salt, e.leaf", join="LEFT") + " WHERE e.seq > ? ORDER BY e.seq LIMIT ?"
+)
+
+SELECT_SEQS = "SELECT seq FROM event WHERE seq > ? ORDER BY seq LIMIT ?"
+
+SELECT_LEAVES = "SELECT leaf FROM event WHERE seq > ? AND seq <= ? ORDER BY seq"
+
+SELECT_LEASES = """
+    SELECT id, stream, state, epoch, worker, until FROM request
+    WHERE (?1 IS NULL OR stream = ?1)
+    AND (NOT ?2 OR state NOT IN ('finished', 'failed', 'cancelled')) ORDER BY queued"""
+
+
+class Connection(Protocol):
+    """What is used of a database connection (``sqlite3`` and ``apsw`` both fit)."""
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ..., /) -> Any:
+        """Run one statement."""
+        ...
+
+    def executemany(self, sql: str, parameters: Iterable[Sequence[Any]], /) -> Any:
+        """Run one statement for each row."""
+        ...
+
+
+def insert_batch(conn: Connection, batch: Batch) -> None:
+    """Insert what a batch writes, inside the caller's transaction."""
+    if batch.streams:
+        conn.executemany(INSERT_STREAM, batch.streams)
+    if batch.types:
+        conn.executemany(INSERT_TYPE, batch.types)
+    if batch.events:
+        conn.executemany(INSERT_EVENT, _event_rows(batch))
+    if batch.requests:
+        conn.executemany(UPSERT_REQUEST, [astuple(r) for r in batch.requests.values()])
+    if batch.commands:
+        conn.executemany(INSERT_COMMAND, [(id, *row) for id, row in batch.commands.items()])
+
+
+def write_batch(conn: Connection, batch: Batch) -> None:
+    """Write a batch in one transaction; it is durable when this returns."""
+    conn.execute("BEGIN IMMEDIATE")
+    try:
+        insert_batch(conn, batch)
+        conn.execute("COMMIT")
+    except BaseException:
+        if conn.in_transaction:  # type: ignore[attr-defined]
+            conn.execute("ROLLBACK")
+        raise
+
+
+def read_state(conn: Connection) -> State:
+    """Read the end of the log."""
+    return State(
+        head=conn.execute(SELECT_HEAD).fetchone()[0],
+        last_stream=conn.execute(SELECT_LAST_STREAM).fetchone()[0],
+        types=dict(conn.execute(SELECT_TYPES).fetchall()),
+        requests=[Request(*row) for row in conn.execute(SELECT_OPEN_REQUESTS).fetchall()],
+    )
+
+
+def look_up(conn: Connection, missing: Missing) -> Found:
+    """Look up what the ledger does not know."""
+    found = Found()
+    for name in missing.streams:
+        row = conn.execute(SELECT_STREAM, (name,)).fetchone()
+        if row is not None:
+            found.streams[name] = row
+    for id in missing.requests:
+        row = conn.execute(SELECT_REQUEST, (id,)).fetchone()
+        if row is not None:
+            found.requests[id] = Request(*row)
+    for id in missing.commands:
+        row = conn.execute(SELECT_COMMAND, (id,)).fetchone()
+        if row is not None:
+            found.commands[id] = row
+    return found
+
+
+def select_events(
+    conn: Connection,
+    after: int,
+    until: int,
+    stream: str | None,
+    types: Sequence[str] | None,
+    limit: int,
+) -> list[Event]:
+    """Events with ``after < position <= until`` in order."""
+    only = "" if types is None else ONLY_TYPES.format(marks=", ".join("?" * len(types)))
+    sql = (SELECT_LOG if stream is None else SELECT_IN_STREAM).format(types=only)
+    head = () if stream is None else (stream,)
+    rows = conn.execute(sql, (*head, after, until, *(types or ()), limit)).fetchall()
+    return [_event(row) for row in rows]
+
+
+def select_leaves(conn: Connection, after: int, until: int) -> list[bytes]:
+    """Leaf hashes of ``after < seq <= until``."""
+    return [row[0] for row in conn.execute(SELECT_LEAVES, (after, until)).fetchall()]
+
+
+def select_leases(conn: Connection, stream: str | None, open_only: bool) -> list[Lease]:
+    """Rows of the request table, oldest first."""
+    rows = conn.execute(SELECT_LEASES, (stream, open_only)).fetchall()
+    return [Lease(*row) for row in rows]
+
+
+def select_rows(conn: sqlite3.Connection, after: int, limit: int) -> list[Row | StoreError]:
+    """Rows as stored, with salt and leaf; a `StoreError` in place of each unreadable one."""
+    conn.text_factory = _decode  # broken UTF-8 must not hide the rest of the page
+    try:
+        found = conn.execute(SELECT_ROWS, (after, limit)).fetchall()
+        return [(_event(row), row[11], row[12]) for row in found]
+    except sqlite3.DatabaseError as error:
+        if limit == 1:
+            return [StoreError(str(error))]
+    finally:
+        conn.text_factory = str
+    return [row for seq in range(after, after + limit) for row in select_rows(conn, seq, 1)]
+
+
+def _decode(text: bytes) -> str:
+    return text.decode("utf-8", "backslashreplace")
+
+
+def integrity(conn: Connection) -> list[str]:
+    """Complaints of SQLite about the file's structure."""
+    rows = conn.execute("PRAGMA integrity_check(20)").fetchall()
+    return [row[0] for row in rows if row[0] != "ok"]
+
+
+def _event(row: Sequence[Any]) -> Event:
+    return Event(
+        seq=row[0],
+        stream=row[1],
+        version=row[2],
+        type=row[3],
+        schema=row[4],
+        time=row[5],
+        actor=row[6],
+        request=row[7],
+        run=row[8],
+        cause=row[9],
+        data=row[10],
+    )
+
+
+def _event_rows(batch: Batch) -> list[tuple[Any, ...]]:
+    salts, hashes = leaves(batch.events)
+    return [
+        (row[0], stream_id, row[2], type_id, *row[4:], salt, leaf)
+        for row, stream_id, type_id, salt, leaf in zip(
+            map(astuple, batch.events),
+            batch.stream_ids,
+            batch.type_ids,
+            salts,
+            hashes,
+            strict=True,
+        )
+    ]

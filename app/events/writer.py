@@ -1,0 +1,149 @@
+"""Group commit: one writer task, whose batch is what arrived while it wrote the last one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from app.events.ledger import Op
+from app.events.store import StoreClosed
+
+__all__ = ["GroupCommit"]
+
+log = logging.getLogger(__name__)
+
+Pending = tuple[Op, "asyncio.Future[Any]"]
+
+
+class GroupCommit:
+    """Queue in front of a store's transactions.
+
+    Callers await a future of their own: cancelling one takes nothing back, and cannot leave a
+    transaction half done, because only the writer task touches the database.
+
+    Args:
+        commit: Writes a batch in one transaction and returns a result for each operation; a
+            result that is an exception is raised to its caller alone. If it raises, so do all.
+        idle: Called once when nothing was written for ``idle_seconds``.
+        limit: Most operations waiting; further callers wait for room.
+
+    """
+
+    def __init__(
+        self,
+        commit: Callable[[list[Op]], Awaitable[Sequence[object]]],
+        *,
+        idle: Callable[[], Awaitable[None]] | None = None,
+        idle_seconds: float = 2.0,
+        limit: int = 8_192,
+    ) -> None:
+        self._commit = commit
+        self._idle = idle
+        self._idle_seconds = idle_seconds
+        self._limit = limit
+        self._pending: list[Pending] = []
+        self._room: deque[asyncio.Future[None]] = deque()
+        self._bell: asyncio.Future[None] | None = None
+        self._closing = False
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Start the writer task on the running loop."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="everlog-writer")
+
+    async def submit(self, op: Op) -> Any:
+        """Queue an operation and return its result once it is durable."""
+        if len(self._pending) >= self._limit:
+            await self._wait_for_room()
+        if self._closing:
+            raise StoreClosed("the store is closed")
+        future = asyncio.get_running_loop().create_future()
+        self._pending.append((op, future))
+        self._ring()
+        return await future
+
+    async def submit_many(self, ops: Sequence[Op]) -> list[Any]:
+        """Queue operations side by side; their results in the same order."""
+        if len(self._pending) >= self._limit:
+            await self._wait_for_room()
+        if self._closing:
+            raise StoreClosed("the store is closed")
+        loop = asyncio.get_running_loop()
+        futures = [loop.create_future() for _ in ops]
+        self._pending.extend(zip(ops, futures, strict=True))
+        self._ring()
+        return await asyncio.gather(*futures)
+
+    async def aclose(self) -> None:
+        """Refuse new operations, write the accepted ones, end the task."""
+        self._closing = True
+        self._make_room()
+        self._ring()
+        if self._task is not None:
+            await asyncio.shield(self._task)
+
+    async def _wait_for_room(self) -> None:
+        while len(self._pending) >= self._limit and not self._closing:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._room.append(future)
+            await future
+
+    def _make_room(self) -> None:
+        while self._room:
+            future = self._room.popleft()
+            if not future.done():
+                future.set_result(None)
+
+    def _ring(self) -> None:
+        if self._bell is not None and not self._bell.done():
+            self._bell.set_result(None)
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        wrote = False
+        while True:
+            if self._pending:
+                batch, self._pending = self._pending, []
+                self._make_room()
+                await self._write(batch)
+                wrote = True
+            elif self._closing:
+                return
+            else:
+                self._bell = loop.create_future()
+                timer = loop.call_later(self._idle_seconds, self._ring) if wrote else None
+                await self._bell
+                self._bell = None
+                if timer is not None:
+                    timer.cancel()
+                if wrote and not self._pending and not self._closing:
+                    wrote = False
+                    await self._tidy()
+
+    async def _write(self, batch: list[Pending]) -> None:
+        try:
+            results = await self._commit([op for op, _ in batch])
+        except Exception as error:  # the batch failed as a whole; the writer lives on
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error)
+                    future.exception()  # a caller that went away must not cause a warning
+            return
+        for (_, future), result in zip(batch, results, strict=True):
+            if future.done():
+                continue
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+    async def _tidy(self) -> None:
+        if self._idle is None:
+            return
+        try:
+            await self._idle()
+        except Exception:
+            log.exception("maintenance of the log failed")
