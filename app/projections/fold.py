@@ -1,5 +1,7 @@
 """The fold of a conversation's events into a `ThreadState`: one small function per event type.
 
+Threads, messages, runs and steps are here, requests in `fold_requests`.
+
 Nothing here refuses an odd history: an event about an unknown id, or one that is illegal in the
 state its subject is in, changes nothing but the position.
 """
@@ -11,7 +13,6 @@ from typing import Any, TypeVar
 
 from app.events import catalogue as c
 from app.events.envelope import Event
-from app.events.lifecycle import advance
 from app.projections.model import (
     Feedback,
     MessageState,
@@ -22,7 +23,7 @@ from app.projections.model import (
     derive_title,
 )
 
-__all__ = ["HANDLERS"]
+__all__ = ["HANDLERS", "LEFT_OPEN", "MESSAGE_AFTER", "follow_end", "on"]
 
 Handler = Callable[[ThreadState, Event, Any], None]
 H = TypeVar("H", bound=Handler)
@@ -141,13 +142,13 @@ def message_started(state: ThreadState, event: Event, data: c.MessageStarted) ->
         if request is not None:
             message.content = request.text
             message.first_token = request.first_token
-            _follow_end(message, request, event)
+            follow_end(message, request, event)
 
 
 @on(c.MessageDelta)
 def message_delta(state: ThreadState, event: Event, data: c.MessageDelta) -> None:
     message = state.index.messages.get(data.message)
-    if message is None or message.status == "removed":
+    if message is None or message.status == "removed" or message.request is not None:
         return
     if message.first_token is None:
         message.first_token = event.time
@@ -165,7 +166,8 @@ def message_completed(state: ThreadState, event: Event, data: c.MessageCompleted
         return
     if data.content is not None:
         message.content = data.content
-    _end_message(message, "done", event)
+    # What a stopped run still writes is its clean-up: the message stays stopped.
+    _end_message(message, "done" if message.status == "streaming" else message.status, event)
 
 
 @on(c.MessageEdited)
@@ -204,7 +206,7 @@ def _end_message(message: MessageState, status: str, event: Event) -> None:
 MESSAGE_AFTER = {"finished": "done", "failed": "failed", "cancelled": "stopped"}
 
 
-def _follow_end(message: MessageState, request: RequestState, event: Event) -> None:
+def follow_end(message: MessageState, request: RequestState, event: Event) -> None:
     status = MESSAGE_AFTER.get(request.state)
     if status is not None:
         _end_message(message, status, event)
@@ -310,106 +312,3 @@ def step_ended(state: ThreadState, event: Event, data: Any) -> None:
     step.error = getattr(data, "error", None)
     if data.output is not None:
         step.output = data.output
-
-
-# ------------------------------------------------------------------------------ requests
-
-
-@on(c.RequestQueued)
-def request_queued(state: ThreadState, event: Event, data: c.RequestQueued) -> None:
-    if data.request in state.index.requests:
-        return
-    request = RequestState(
-        id=data.request,
-        run=event.run,
-        model=data.model,
-        params=data.params,
-        version=event.version,
-        queued=event.time,
-    )
-    state.requests.append(request)
-    state.index.requests[request.id] = request
-
-
-def _advance(state: ThreadState, event: Event, request_id: str) -> RequestState | None:
-    """Move a request on; None if it is unknown or the event is illegal in its state."""
-    request = state.index.requests.get(request_id)
-    after = advance(request.state, event.type) if request is not None else None
-    if request is None or after is None:
-        return None
-    request.state = after
-    return request
-
-
-@on(c.RequestClaimed)
-def request_claimed(state: ThreadState, event: Event, data: c.RequestClaimed) -> None:
-    request = _advance(state, event, data.request)
-    if request is not None:
-        request.epoch, request.worker = data.epoch, data.worker
-        request.claimed = request.claimed or event.time
-
-
-@on(c.RequestStarted)
-def request_started(state: ThreadState, event: Event, data: c.RequestStarted) -> None:
-    request = _advance(state, event, data.request)
-    if request is not None:
-        request.model, request.prompt_tokens = data.model, data.prompt_tokens
-        request.started = request.started or event.time
-
-
-@on(c.RequestPreempted, c.RequestResumed)
-def request_moved(state: ThreadState, event: Event, data: Any) -> None:
-    _advance(state, event, data.request)
-
-
-@on(c.RequestAbandoned)
-def request_abandoned(state: ThreadState, event: Event, data: c.RequestAbandoned) -> None:
-    request = _advance(state, event, data.request)
-    if request is not None:
-        request.worker = None
-
-
-@on(c.TokensGenerated)
-def tokens_generated(state: ThreadState, event: Event, data: c.TokensGenerated) -> None:
-    request = _advance(state, event, data.request)
-    if request is None or data.batch < request.batches:
-        return
-    request.batches = data.batch + 1
-    request.tokens.extend(data.tokens)
-    if request.first_token is None:
-        request.first_token = event.time
-    followers = _followers(state, data.request)
-    # All references but the local one are dropped, so that CPython grows the string in place.
-    text, request.text = request.text, ""
-    for message in followers:
-        message.content = ""
-    text += data.text
-    request.text = text
-    for message in followers:
-        message.content, message.updated = text, event.time
-        message.first_token = message.first_token or event.time
-
-
-def _followers(state: ThreadState, request: str) -> list[MessageState]:
-    """Messages whose text is this request's, as long as nobody edited or ended them."""
-    bound = state.index.bound.get(request, ())
-    return [m for m in bound if m.status == "streaming" and not m.edited]
-
-
-@on(c.RequestFinished, c.RequestFailed, c.RequestCancelled)
-def request_ended(state: ThreadState, event: Event, data: Any) -> None:
-    request = _advance(state, event, data.request)
-    if request is None:
-        return
-    request.ended, request.usage = event.time, data.usage
-    request.reason = getattr(data, "reason", None)
-    request.timings = getattr(data, "timings", None)
-    request.code, request.message = getattr(data, "code", None), getattr(data, "message", None)
-    text = getattr(data, "text", None)
-    if text is not None:
-        request.text = text
-    for message in _followers(state, request.id):
-        message.content = request.text
-    for message in state.index.bound.get(request.id, ()):
-        if message.status == "streaming":
-            _follow_end(message, request, event)

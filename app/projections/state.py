@@ -9,7 +9,7 @@ from __future__ import annotations
 from app.events.codec import PayloadError, decode
 from app.events.envelope import Event, thread_stream
 from app.events.store import EventStore
-from app.projections.fold import HANDLERS
+from app.projections.fold_requests import HANDLERS
 from app.projections.model import (
     Feedback,
     MessageState,

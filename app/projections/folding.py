@@ -1,0 +1,219 @@
+"""Folding batches of events into projections: the synchronous core of runner and rebuild."""
+
+from __future__ import annotations
+
+import bisect
+import logging
+import sqlite3
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from app.errors import EverlogError
+from app.events.catalogue import CATALOGUE, Payload
+from app.events.codec import PayloadError, Unknown, decode
+from app.events.envelope import Event
+from app.projections import ledger
+from app.projections.projection import Projection
+from app.projections.rows import Rows
+
+__all__ = ["Folder", "Read", "Standing", "Unreadable", "fold", "read"]
+
+log = logging.getLogger(__name__)
+
+
+class Unreadable(msgspec.Struct, frozen=True):
+    """A payload that could not be decoded; it stops the projections that need it."""
+
+    error: Exception
+
+
+Read = Payload | Unknown | Unreadable | None
+
+
+def read(events: Sequence[Event], types: frozenset[str], *, strict: bool = False) -> list[Read]:
+    """Decode the payloads of ``types``, once for all projections; None for the rest.
+
+    Raises:
+        EverlogError: ``strict`` and a type or schema is unknown to this code.
+
+    """
+    payloads: list[Read] = []
+    for event in events:
+        if event.type not in types:
+            if strict and event.type not in CATALOGUE:
+                raise _too_new(event)
+            payloads.append(None)
+            continue
+        try:
+            payload: Read = decode(event)
+        except (PayloadError, UnicodeDecodeError) as error:
+            payload = Unreadable(error)
+        if strict and type(payload) is Unknown:
+            raise _too_new(event)
+        payloads.append(payload)
+    return payloads
+
+
+def _too_new(event: Event) -> EverlogError:
+    return EverlogError(
+        f"event {event.seq} ({event.type}, schema {event.schema}) is newer than this Everlog",
+        hint="Upgrade Everlog, then rebuild again.",
+    )
+
+
+def fold(projection: Projection, rows: Rows, event: Event, payload: Read) -> None:
+    """Fold one event, or raise what is wrong with it."""
+    if type(payload) is Unreadable:
+        if event.type in projection.types:
+            raise payload.error
+        payload = None
+    projection.apply(rows, event, payload)  # type: ignore[arg-type]
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """Where a projection stands, as the runner knows it."""
+
+    seq: int
+    generation: int
+    error: str | None = None
+
+
+class _Tracked:
+    """A projection being kept up, with the rows it has in memory."""
+
+    def __init__(self, projection: Projection) -> None:
+        self.projection = projection
+        self.standing = Standing(-1, -1)
+        self.rows: Rows | None = None
+
+
+class Folder:
+    """Keeps projections up in one file. Not thread-safe; each method is one transaction."""
+
+    def __init__(self, connection: sqlite3.Connection, projections: Iterable[Projection]) -> None:
+        self._connection = connection
+        self._tracked = [_Tracked(projection) for projection in projections]
+        self._types = frozenset().union(*(t.projection.types for t in self._tracked))
+        self._warned: set[str] = set()
+
+    def seen(self) -> dict[str, ledger.Position | None]:
+        """Positions as they are now; read them before the head of the log."""
+        names = [t.projection.name for t in self._tracked]
+        return {name: ledger.position(self._connection, name) for name in names}
+
+    def start(
+        self, seen: dict[str, ledger.Position | None], *, incarnation: str, head: int
+    ) -> dict[str, Standing]:
+        """Make all projections ready; those whose rows cannot be used start over."""
+        with ledger.transaction(self._connection):
+            for tracked in self._tracked:
+                projection = tracked.projection
+                before = seen[projection.name]
+                reason = ledger.prepare(
+                    self._connection, projection, seen=before, incarnation=incarnation, head=head
+                )
+                if reason is not None and before is not None:
+                    log.warning("projection %s starts over: %s", projection.name, reason)
+        return self.refresh()
+
+    def refresh(self) -> dict[str, Standing]:
+        """Take over what other processes did to the file."""
+        for tracked in self._tracked:
+            self._take_over(tracked)
+        return {t.projection.name: t.standing for t in self._tracked}
+
+    def _take_over(self, tracked: _Tracked) -> None:
+        projection, known = tracked.projection, tracked.standing
+        now = ledger.position(self._connection, projection.name)
+        if now is None or now.version != projection.version:
+            error = "its tables belong to another version of Everlog; restart this one"
+            tracked.standing = Standing(known.seq, known.generation, error)
+            return
+        if tracked.rows is None or now.generation != known.generation:
+            tracked.rows = Rows(
+                self._connection,
+                projection.prefix(now.generation),
+                projection.tables,
+                projection.pieces,
+                fresh=now.seq == 0,
+            )
+        elif now.seq != known.seq:
+            tracked.rows.forget()
+        tracked.standing = Standing(now.seq, now.generation, now.error)
+
+    def fold(self, after: int, events: Sequence[Event]) -> dict[str, Standing]:
+        """Fold all events from ``after`` on: rows and checkpoints in one transaction.
+
+        A projection that fails stands still before the event that made it fail, with the error
+        in the ledger; the others go on.
+        """
+        payloads = read(events, self._types)
+        self._warn(events, payloads)
+        try:
+            with ledger.transaction(self._connection):
+                for tracked in self._tracked:
+                    self._take_over(tracked)
+                    # Another process may have moved it back: then the runner reads again.
+                    if tracked.standing.error is None and tracked.standing.seq >= after:
+                        self._fold(tracked, events, payloads)
+        except BaseException:
+            for tracked in self._tracked:
+                tracked.rows, tracked.standing = None, Standing(-1, -1)
+            raise
+        return {t.projection.name: t.standing for t in self._tracked}
+
+    def _fold(self, tracked: _Tracked, events: Sequence[Event], payloads: list[Read]) -> None:
+        rows, projection, standing = tracked.rows, tracked.projection, tracked.standing
+        assert rows is not None
+        start = end = bisect.bisect_right(events, standing.seq, key=lambda event: event.seq)
+        if start == len(events):
+            return
+        error = None
+        try:
+            for end in range(start, len(events)):
+                fold(projection, rows, events[end], payloads[end])
+            end = len(events)
+        except sqlite3.OperationalError:
+            raise  # the disk, not the event
+        except Exception as reason:
+            log.exception("projection %s cannot fold event %d", projection.name, events[end].seq)
+            error = f"event {events[end].seq} ({events[end].type}): {reason!r}"
+            rows.forget()
+            for i in range(start, end):
+                fold(projection, rows, events[i], payloads[i])
+        failed = self._flush(projection, rows)
+        if failed is not None:
+            end, error = start, f"event {events[start].seq} or after it: {failed!r}"
+        seq = events[end - 1].seq if end > start else standing.seq
+        ledger.move(self._connection, projection.name, seq)
+        if error is not None:
+            ledger.halt(self._connection, projection.name, error)
+        tracked.standing = Standing(seq, standing.generation, error)
+
+    def _flush(self, projection: Projection, rows: Rows) -> Exception | None:
+        """Write what changed, or nothing and return what is wrong with it."""
+        self._connection.execute("SAVEPOINT flush")
+        try:
+            rows.flush()
+        except sqlite3.OperationalError:
+            raise
+        except Exception as reason:
+            log.exception("projection %s has rows that cannot be written", projection.name)
+            self._connection.execute("ROLLBACK TO flush")
+            rows.forget()
+            return reason
+        finally:
+            if self._connection.in_transaction:
+                self._connection.execute("RELEASE flush")
+        return None
+
+    def _warn(self, events: Sequence[Event], payloads: list[Read]) -> None:
+        for event, payload in zip(events, payloads, strict=True):
+            if type(payload) is Unknown and event.type not in self._warned:
+                self._warned.add(event.type)
+                log.warning(
+                    "%s has schema %d, newer than this Everlog: projections pass it over",
+                    event.type,
+                    event.schema,
+                )

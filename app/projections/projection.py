@@ -1,0 +1,83 @@
+"""What a projection is: a name, a version, tables, and a pure fold of events into rows.
+
+Read models need no migrations. A projection creates its tables itself, under a prefix that names
+the generation (``history_3_thread``), and can fill them again from the log at any time. When its
+tables or its fold change, its ``version`` is raised: the next start sees rows of another version,
+drops them and folds the log into a new generation. A migration would have to turn old rows into
+what the new fold would have made of the same events, which is the rebuild, but unproven.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
+
+from app.events.catalogue import Payload, event_type
+from app.events.codec import Unknown
+from app.events.envelope import Event
+from app.projections.rows import Pieces, Rows, Table
+
+__all__ = ["Projection", "handles"]
+
+M = TypeVar("M", bound=Callable[..., None])
+
+
+def handles(*payloads: type[Payload]) -> Callable[[M], M]:
+    """Mark a method ``(self, rows, event, payload)`` as the fold of some payload types."""
+
+    def mark(method: M) -> M:
+        method._handles = payloads  # type: ignore[attr-defined]
+        return method
+
+    return mark
+
+
+class Projection:
+    """Base of all projections. The fold is a function of the rows and the event alone.
+
+    Attributes:
+        name: Lower-case word; also how people name it on the command line.
+        version: Raise it whenever the same events would give other rows.
+        tables: Tables of rows.
+        pieces: Table of growing texts, or None.
+        also: More DDL, with ``{p}`` for the generation prefix.
+
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    tables: ClassVar[tuple[Table[Any], ...]]
+    pieces: ClassVar[Pieces | None] = None
+    also: ClassVar[tuple[str, ...]] = ()
+    _methods: ClassVar[dict[type[Any], str]] = {}
+
+    def __init_subclass__(cls) -> None:
+        cls._methods = {
+            payload: name
+            for name, method in vars(cls).items()
+            for payload in getattr(method, "_handles", ())
+        }
+
+    def __init__(self) -> None:
+        self._folds: dict[type[Any], Callable[[Rows, Event, Any], None]] = {
+            payload: getattr(self, name) for payload, name in self._methods.items()
+        }
+        self.types = frozenset(event_type(payload).type for payload in self._folds)
+
+    def apply(self, rows: Rows, event: Event, payload: Payload | Unknown | None) -> None:
+        """Fold one event. ``payload`` is None for types no projection handles."""
+        fold = self._folds.get(type(payload))
+        if fold is not None:
+            fold(rows, event, payload)
+
+    def prefix(self, generation: int) -> str:
+        """Prefix of the table names of a generation."""
+        return f"{self.name}_{generation}_"
+
+    def ddl(self, generation: int) -> list[str]:
+        """Statements that create the tables of a generation."""
+        prefix = self.prefix(generation)
+        statements = [statement for table in self.tables for statement in table.ddl(prefix)]
+        if self.pieces is not None:
+            statements += self.pieces.ddl(prefix)
+        return statements + [statement.replace("{p}", prefix) for statement in self.also]

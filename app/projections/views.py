@@ -1,0 +1,221 @@
+"""The read side: conversations, timelines and requests, from tables kept up in the background."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+import tempfile
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from app.errors import InputError
+from app.events.envelope import thread_stream
+from app.events.store import EventStore
+from app.projections import ledger, queries
+from app.projections.history import History
+from app.projections.projection import Projection
+from app.projections.queries import Prefixes, RunRow, Span, ThreadRow
+from app.projections.rebuild import Progress, Rebuilt, rebuild
+from app.projections.requests import RequestRow, Requests
+from app.projections.runner import Runner
+from app.projections.timeline import Timeline
+
+__all__ = [
+    "PROJECTIONS",
+    "Checkpoint",
+    "RequestRow",
+    "RunRow",
+    "Span",
+    "ThreadRow",
+    "Views",
+    "named",
+]
+
+T = TypeVar("T")
+READERS = 3
+
+#: Projections by name, in the order they are shown.
+PROJECTIONS: dict[str, type[Projection]] = {p.name: p for p in (History, Timeline, Requests)}
+
+
+class Checkpoint(msgspec.Struct, frozen=True):
+    """Where a projection stands: ``behind`` events before the head of the log.
+
+    ``error`` says why it stands still, or why the file cannot be written; None: all is well.
+    """
+
+    name: str
+    version: int
+    generation: int
+    seq: int
+    behind: int
+    error: str | None
+
+
+def named(names: Sequence[str] | None) -> list[Projection]:
+    """Return projections by name; all of them for None.
+
+    Raises:
+        InputError: There is no such projection (field ``projection``).
+
+    """
+    for name in names or ():
+        if name not in PROJECTIONS:
+            known = ", ".join(PROJECTIONS)
+            raise InputError(f"no projection {name!r}; there are {known}", field="projection")
+    return [PROJECTIONS[name]() for name in (names or PROJECTIONS)]
+
+
+class Views:
+    """Read models of a log. Open with `Views.open`; every read sees one consistent moment."""
+
+    def __init__(self, store: EventStore, path: str, runner: Runner) -> None:
+        self._store = store
+        self._path = path
+        self._runner = runner
+        self._idle: list[sqlite3.Connection] = []
+        self._limit = anyio.CapacityLimiter(READERS)
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, store: EventStore, path: str | Path | None) -> AsyncIterator[Views]:
+        """Open the read models and keep them up for the time of a ``with`` block.
+
+        Rows of another log, of another version of the code, or from after the head of a restored
+        log are dropped, and folded again in the background.
+
+        Args:
+            store: The log; may be open for reading only.
+            path: File of the read models; None keeps them only as long as the block.
+
+        Raises:
+            StartupError: The file cannot be opened, or is something else.
+
+        """
+        with contextlib.ExitStack() as stack:
+            if path is None:
+                folder = tempfile.TemporaryDirectory(prefix="everlog-views-")
+                path = Path(stack.enter_context(folder)) / "views"
+            runner = await Runner.open(store, str(path), named(None))
+            views = cls(store, str(path), runner)
+            task = asyncio.create_task(runner.run(), name="everlog-projections")
+            try:
+                yield views
+            finally:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+                views._close()
+
+    def _close(self) -> None:
+        for connection in self._idle:
+            connection.close()
+        self._runner.close()
+
+    async def _read(self, query: Callable[[sqlite3.Connection, Prefixes], T]) -> T:
+        """Run a query in a thread, in one read transaction; one hop, so never left half done."""
+        return await anyio.to_thread.run_sync(self._read_now, query, limiter=self._limit)
+
+    def _read_now(self, query: Callable[[sqlite3.Connection, Prefixes], T]) -> T:
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = ledger.connect(self._path, readonly=True)
+        try:
+            connection.execute("BEGIN")
+            try:
+                return query(connection, queries.prefixes(connection))
+            finally:
+                connection.execute("ROLLBACK")
+        finally:
+            self._idle.append(connection)
+
+    # ------------------------------------------------------------------------------ reading
+
+    async def threads(
+        self,
+        *,
+        owner: str | None,
+        limit: int = 50,
+        before: int | None = None,
+        search: str | None = None,
+    ) -> list[ThreadRow]:
+        """Return conversations, the one with the latest message first; deleted ones never.
+
+        Args:
+            owner: User whose conversations; None: everybody's.
+            limit: At most so many.
+            before: Only those whose ``seq`` is smaller: that of the last row of the page before.
+            search: Only those with a title or a message that holds all these words (or their
+                beginnings), in any order.
+
+        """
+        return await self._read(
+            lambda c, p: queries.threads(
+                c, p, owner=owner, limit=limit, before=before, search=search
+            )
+        )
+
+    async def thread(self, thread: str) -> ThreadRow | None:
+        """Return one conversation; None if there is none, or it was deleted."""
+        return await self._read(lambda c, p: queries.thread(c, p, thread))
+
+    async def timeline(self, thread: str) -> list[Span]:
+        """Return the spans of a conversation in the order they began."""
+        return await self._read(lambda c, p: queries.timeline(c, p, thread_stream(thread)))
+
+    async def requests(self, *, state: str | None = None, limit: int = 100) -> list[RequestRow]:
+        """Return engine requests, the newest first; only those in ``state`` if given."""
+        return await self._read(lambda c, p: queries.requests(c, p, state=state, limit=limit))
+
+    async def unfinished_runs(self) -> list[RunRow]:
+        """Return the runs that have not ended, oldest first."""
+        return await self._read(queries.unfinished_runs)
+
+    # --------------------------------------------------------------------------- operation
+
+    async def reached(self, seq: int, projection: str | None = None) -> None:
+        """Return once the read models hold everything up to ``seq``.
+
+        Args:
+            seq: Position in the log.
+            projection: The one that matters; None: all but those that stand still on an error.
+
+        Raises:
+            EverlogError: The projection, or all of them, stand still on an error.
+
+        """
+        await self._runner.reached(seq, projection)
+
+    async def checkpoints(self) -> list[Checkpoint]:
+        """Say where each projection stands."""
+        head, runner = await self._store.head(), self._runner
+        return [
+            Checkpoint(
+                name=name,
+                version=PROJECTIONS[name].version,
+                generation=standing.generation,
+                seq=standing.seq,
+                behind=max(head - standing.seq, 0),
+                error=standing.error or runner.trouble,
+            )
+            for name, standing in runner.standings.items()
+        ]
+
+    async def rebuild(
+        self, names: Sequence[str] | None = None, *, progress: Progress | None = None
+    ) -> Rebuilt:
+        """Rebuild projections while they go on serving; see `app.projections.rebuild`.
+
+        Raises:
+            InputError: There is no such projection.
+            EverlogError: Another rebuild is at work, or an event is newer than this code.
+
+        """
+        return await rebuild(self._store, self._path, named(names), progress=progress)
