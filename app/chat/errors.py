@@ -1,0 +1,52 @@
+"""Errors of the framework: what a chat author or a client is told."""
+
+from __future__ import annotations
+
+from app.errors import EverlogError
+
+__all__ = ["LLMError", "LoadError", "Refused", "RunStopped"]
+
+
+class Refused(EverlogError):
+    """A command that was understood and not carried out.
+
+    Args:
+        code: ``not_found``, ``forbidden``, ``conflict``, ``draining`` or ``unsupported``; the
+            transport sends it as it is.
+        message: Why, in one sentence.
+
+    """
+
+    def __init__(self, code: str, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+
+
+class LLMError(EverlogError):
+    """The engine could not answer.
+
+    Args:
+        code: ``timeout``, ``invalid``, ``context`` (the prompt is longer than the model can
+            read) or ``error``.
+        message: What the engine said.
+
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class LoadError(EverlogError):
+    """A chat author's file cannot be used. The message begins with ``file:line``."""
+
+
+class RunStopped(EverlogError):
+    """The run was stopped; it can write nothing any more.
+
+    A handler that goes on after it was stopped (in a thread, or in a ``finally``) gets this from
+    its next call.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("this run was stopped; it writes nothing any more")

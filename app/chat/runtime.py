@@ -1,0 +1,270 @@
+"""The runtime: takes commands, calls handlers, and ends every run in the log.
+
+Nothing here knows of sockets. A thread's runs are made one after the other, in the order of its
+messages; threads run beside each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+import anyio
+from anyio.abc import TaskStatus
+
+from app.chat.commands import (
+    Ack,
+    Command,
+    DeleteCommand,
+    FeedbackCommand,
+    PostCommand,
+    RenameCommand,
+    StopCommand,
+)
+from app.chat.errors import Refused
+from app.chat.hooks import ChatApp
+from app.chat.recovery import UnfinishedRuns, unfinished_threads
+from app.chat.run import GRACE, Shared
+from app.chat.thread import ThreadRuns
+from app.config import ChatConfig, StreamConfig
+from app.errors import InputError
+from app.events.catalogue import MessageFeedback, ThreadDeleted, ThreadRenamed
+from app.events.codec import new
+from app.events.store import EventStore
+
+__all__ = ["CHAT_END_SECONDS", "Runtime"]
+
+log = logging.getLogger("everlog.chat")
+
+#: Seconds after a thread's last connection closed until ``on_chat_end``; longer than a reload, a
+#: change of network or a short sleep of the laptop.
+CHAT_END_SECONDS = 300.0
+
+#: Idle threads kept in memory, so that the next command need not read them from the log.
+MAX_IDLE = 256
+
+
+class Runtime:
+    """Runs one chat app over one log.
+
+    Args:
+        store: The log.
+        app: The author's hooks; `reload` replaces them.
+        node: Name of this process, the same after a restart: runs it left open are found by it.
+        views: Read models, to find unfinished runs without reading the log; None reads it.
+        stream: How streamed text is batched into events.
+        chat: Defaults of ``llm``.
+        chat_end_seconds: See `CHAT_END_SECONDS`.
+
+    """
+
+    def __init__(
+        self,
+        store: EventStore,
+        app: ChatApp,
+        *,
+        node: str,
+        views: UnfinishedRuns | None = None,
+        stream: StreamConfig | None = None,
+        chat: ChatConfig | None = None,
+        chat_end_seconds: float = CHAT_END_SECONDS,
+    ) -> None:
+        self._store = store
+        self._views = views
+        self._chat_end_seconds = chat_end_seconds
+        self._shared = Shared(store, app, node, stream or StreamConfig(), chat or ChatConfig())
+        self._threads: dict[str, ThreadRuns] = {}
+
+    @property
+    def app(self) -> ChatApp:
+        """The app in use."""
+        return self._shared.app
+
+    @property
+    def active(self) -> int:
+        """How many runs are under way."""
+        return len(self._shared.active)
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Recover, then serve until cancelled. Commands work once ``task_status`` has started.
+
+        Cancelled without `drain`, it leaves runs open in the log, as a crash does; the next start
+        of this node ends or resumes them.
+        """
+        head = await self._store.head()
+        async with asyncio.TaskGroup() as tasks:
+            self._shared.tasks = tasks
+            try:
+                for thread in await unfinished_threads(self._store, self._views, self._shared.node):
+                    await self._thread(thread).recover()
+                task_status.started()
+                await self._follow_stops(head)
+            finally:
+                self._shared.tasks = None
+                for runs in self._threads.values():
+                    _cancel_timer(runs)
+
+    async def reload(self, app: ChatApp) -> None:
+        """Use another app from the next run on; runs under way end with the old one."""
+        self._shared.app = app
+
+    async def drain(self, seconds: float = 10.0) -> None:
+        """Refuse commands, give handlers until the deadline, then end them as interrupted.
+
+        Resumable runs are cut at once and left open: the next process takes them over.
+        """
+        self._shared.draining = True
+        resumable = [run for run in self._shared.active.values() if run.resumable]
+        for run in resumable:
+            await run.interrupt()
+        await self._settled(seconds)
+        for run in list(self._shared.active.values()):
+            await run.interrupt()
+        await self._settled(GRACE + 1)
+
+    # ------------------------------------------------------------------------- commands
+
+    async def post(self, command: PostCommand, user: str) -> Ack:
+        """Take a user's message: durable, with the beginning of its run, when this returns.
+
+        While a run is active the message is taken all the same and its own run begins after it.
+
+        Raises:
+            InputError: A field is wrong; nothing changed.
+            Refused: ``forbidden``, ``not_found`` (deleted) or ``draining``.
+
+        """
+        runs = self._accept(command)
+        async with runs.lock:
+            return await runs.post(command, user)
+
+    async def stop(self, command: StopCommand, user: str) -> Ack:
+        """Stop the thread's active runs and cancel its open requests. Messages that wait go on.
+
+        Raises:
+            InputError: A field is wrong.
+            Refused: ``not_found``, ``forbidden``.
+
+        """
+        command.check()
+        runs = self._thread(command.thread)
+        async with runs.lock:
+            await runs.allowed(user)
+            return await runs.halt(command.id, user)
+
+    async def rename(self, command: RenameCommand, user: str) -> Ack:
+        """Give the thread a title. Raises as `post` does."""
+        runs = self._accept(command)
+        async with runs.lock:
+            await runs.allowed(user)
+            event = ThreadRenamed(title=command.title.strip())
+            return await runs.append(command.id, new(event, actor=f"user:{user}", cause=command.id))
+
+    async def delete(self, command: DeleteCommand, user: str) -> Ack:
+        """Stop the thread and hide it; ``on_chat_end`` is called. Deleting twice is no error."""
+        runs = self._accept(command)
+        async with runs.lock:
+            state = await runs.refresh()
+            if not (state.deleted and state.owner == user):
+                await runs.allowed(user)
+            event = new(ThreadDeleted(), actor=f"user:{user}", cause=command.id)
+            ack = await runs.halt(command.id, user, also=[] if state.deleted else [event])
+            self._end_chat(runs)
+            return ack
+
+    async def feedback(self, command: FeedbackCommand, user: str) -> Ack:
+        """Judge a message of the app. Raises as `post` does."""
+        runs = self._accept(command)
+        async with runs.lock:
+            state = await runs.allowed(user)
+            message = state.index.messages.get(command.message)
+            if message is None or message.role == "user":
+                raise InputError("is not an answer in this thread", field="message")
+            event = MessageFeedback(
+                message=command.message, value=command.value, comment=command.comment
+            )
+            return await runs.append(command.id, new(event, actor=f"user:{user}", cause=command.id))
+
+    # ---------------------------------------------------------------------- connections
+
+    async def connected(self, thread: str, user: str) -> None:
+        """Somebody opened the thread; returns without waiting for the hooks this calls.
+
+        ``on_chat_start`` is called if the thread is new, ``on_chat_resume`` if it has messages
+        and nobody had it open in this process.
+
+        Raises:
+            Refused: ``forbidden``, or ``not_found`` for a deleted thread.
+
+        """
+        runs = self._thread(thread)
+        async with runs.lock:
+            await runs.open(user)
+            runs.connections += 1
+            _cancel_timer(runs)
+
+    async def disconnected(self, thread: str, user: str) -> None:
+        """A connection that had opened the thread is gone. Cancels nothing.
+
+        ``on_chat_end`` is called when the last one stays away for ``chat_end_seconds``.
+        """
+        runs = self._threads.get(thread)
+        if runs is None or not runs.connections:
+            return
+        runs.connections -= 1
+        if not runs.connections and self._shared.tasks is not None:
+            loop = asyncio.get_running_loop()
+            _cancel_timer(runs)
+            runs.timer = loop.call_later(self._chat_end_seconds, self._end_chat, runs)
+
+    # ------------------------------------------------------------------------- internal
+
+    def _accept(self, command: Command) -> ThreadRuns:
+        command.check()
+        if self._shared.draining:
+            raise Refused("draining", "the server is shutting down", hint="Send it again soon.")
+        return self._thread(command.thread)
+
+    def _thread(self, thread: str) -> ThreadRuns:
+        runs = self._threads.pop(thread, None) or ThreadRuns(self._shared, thread)
+        self._threads[thread] = runs  # at the end: the least recently used stand in front
+        if len(self._threads) > MAX_IDLE:
+            self._forget_idle()
+        return runs
+
+    def _forget_idle(self) -> None:
+        idle = [
+            runs
+            for runs in self._threads.values()
+            if not (runs.busy or runs.connections or runs.timer or runs.lock.locked())
+        ]
+        for runs in idle[: max(len(idle) - MAX_IDLE // 2, 0)]:
+            del self._threads[runs.id]
+
+    def _end_chat(self, runs: ThreadRuns) -> None:
+        _cancel_timer(runs)
+        if runs.opened and self._shared.app.has("on_chat_end") and not self._shared.draining:
+            runs.call("on_chat_end")
+        runs.opened = False
+
+    async def _follow_stops(self, head: int) -> None:
+        """Cancel handlers whose run was stopped, whichever process took the command."""
+        async for events in self._store.follow(after=head, types=("run.stopped",)):
+            for event in events:
+                run = self._shared.active.get(event.run or "")
+                if run is not None:
+                    run.cut("stopped")
+
+    async def _settled(self, seconds: float) -> None:
+        workers = [runs.worker for runs in self._threads.values() if runs.worker is not None]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                if workers:
+                    await asyncio.wait(workers)
+
+
+def _cancel_timer(runs: ThreadRuns) -> None:
+    if runs.timer is not None:
+        runs.timer.cancel()
+        runs.timer = None
