@@ -17,7 +17,7 @@ from msgspec.structs import astuple
 
 from app.events.envelope import Event
 
-__all__ = ["SALT", "leaf", "leaves"]
+__all__ = ["SALT", "draw_salts", "leaf", "leaves"]
 
 SALT = 16
 """Bytes of salt for each event."""
@@ -37,11 +37,15 @@ def leaf(header: Sequence[Any], salt: bytes, data: bytes) -> bytes:
     return sha256(_encode(header) + sha256(salt + data).digest()).digest()
 
 
-def leaves(events: Sequence[Event]) -> tuple[list[bytes], list[bytes]]:
-    """Draw salts for events and compute their leaves."""
-    pool = os.urandom(SALT * len(events))
-    salts = [pool[i : i + SALT] for i in range(0, len(pool), SALT)]
-    return salts, [
+def draw_salts(count: int) -> list[bytes]:
+    """Random salts, as many as asked."""
+    pool = os.urandom(SALT * count)
+    return [pool[i : i + SALT] for i in range(0, len(pool), SALT)]
+
+
+def leaves(events: Sequence[Event], salts: Sequence[bytes]) -> list[bytes]:
+    """Leaf hashes of events with their salts."""
+    return [
         # An Event's fields are the header's in order, then data.
         sha256(_encode(astuple(event)[:-1]) + sha256(salt + event.data).digest()).digest()
         for event, salt in zip(events, salts, strict=True)

@@ -16,6 +16,7 @@ import msgspec
 from app.events.catalogue import Payload, RequestAbandoned, RequestClaimed
 from app.events.codec import new
 from app.events.envelope import Event, NewEvent
+from app.events.leaf import draw_salts
 from app.events.lifecycle import TERMINAL, TRANSITIONS
 from app.events.queue import HELD, Request, claimable, fold, judge
 from app.events.store import ANY, Append, Appended, Conflict, Duplicate, Fence, Outcome, StoreError
@@ -63,9 +64,10 @@ class Expire(msgspec.Struct, frozen=True):
 
 
 class Load(msgspec.Struct, frozen=True):
-    """Write events as they are, positions included, at the end of the log (import)."""
+    """Write events as they are, positions and salts included, at the end of the log (import)."""
 
     events: Sequence[Event]
+    salts: Sequence[bytes]
 
 
 Op = Append | Claim | Heartbeat | Expire | Load
@@ -104,6 +106,7 @@ class Batch(msgspec.Struct):
 
     results: list[object] = msgspec.field(default_factory=list)
     events: list[Event] = msgspec.field(default_factory=list)
+    salts: list[bytes] = msgspec.field(default_factory=list)  # parallel to events
     stream_ids: list[int] = msgspec.field(default_factory=list)  # parallel to events
     type_ids: list[int] = msgspec.field(default_factory=list)  # parallel to events
     streams: list[tuple[int, str]] = msgspec.field(default_factory=list)  # new ones
@@ -207,6 +210,7 @@ class Ledger:
             else:
                 result = self._load(op, batch)
             batch.results.append(result)
+        _salt(batch)
         return batch
 
     def commit(self, batch: Batch) -> None:
@@ -287,8 +291,10 @@ class Ledger:
                     rows[event.request] = fold(row, event)
                 except ValueError as error:
                     return StoreError(str(error))
+        _salt(batch)
         for event in load.events:
             self._place(event, self._streams[event.stream], batch)
+        batch.salts += load.salts
         for changed in rows.values():
             if changed is not None:
                 self._set(changed, batch)
@@ -349,6 +355,11 @@ class Ledger:
         _forget_oldest(self._streams, MAX_STREAMS, lambda _: False)
         _forget_oldest(self._commands, MAX_RECENT, lambda _: False)
         _forget_oldest(self._requests, MAX_RECENT + 2 * len(self._open), self._open.__contains__)
+
+
+def _salt(batch: Batch) -> None:
+    """Draw the salts that are still to be drawn."""
+    batch.salts += draw_salts(len(batch.events) - len(batch.salts))
 
 
 def _forget_oldest(cache: dict[str, Any], limit: int, keep: Callable[[str], bool]) -> None:

@@ -7,9 +7,10 @@ backend only looks up, writes one batch atomically, and selects.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
@@ -37,7 +38,13 @@ from app.events.writer import GroupCommit
 
 __all__ = ["Backend", "LogStore", "Row"]
 
+log = logging.getLogger(__name__)
+
 PAGE = 1_000
+
+WEEK = 7 * 24 * 3600 * 10**9
+"""How long commands are remembered, in nanoseconds."""
+
 _STREAM = re.compile(r"[a-z][a-z0-9_]*(/[^\s/]{1,200})?")
 
 #: An event as stored: event, salt, leaf.
@@ -101,8 +108,8 @@ class Backend(Protocol):
         """Wait up to ``seconds`` for commits of another process (read-only backends)."""
         ...
 
-    async def tidy(self) -> None:
-        """Maintenance while nothing is written."""
+    async def tidy(self, forget: int) -> None:
+        """Maintenance while nothing is written; forget commands older than ``forget`` (ns)."""
         ...
 
     async def aclose(self) -> None:
@@ -113,11 +120,18 @@ class Backend(Protocol):
 class LogStore:
     """An `app.events.store.EventStore`. Open one with `app.events.open.open_store`."""
 
-    def __init__(self, backend: Backend, *, feed: Feed | None = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        feed: Feed | None = None,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
         self._backend = backend
+        self._clock = clock
         self._ledger = Ledger()
         self._feed = feed or Feed()
-        self._writer = GroupCommit(self._commit, idle=backend.tidy)
+        self._writer = GroupCommit(self._commit, idle=self._tidy)
         self._poller: asyncio.Task[None] | None = None
         self._poll_bell = asyncio.Event()
         self._closed = False
@@ -161,14 +175,16 @@ class LogStore:
         self._refuse_unless_writable()
         return await self._writer.submit_many(appends)
 
-    async def load(self, events: Sequence[Event]) -> int:
-        """Write events as they are, positions included; returns the new head. For import.
+    async def load(self, events: Sequence[Event], salts: Sequence[bytes]) -> int:
+        """Write events as they are, positions and salts included; returns the new head.
+
+        For import: with the same salts the seals of the old log hold in the new one.
 
         Raises:
             StoreError: They do not follow the log without a gap.
 
         """
-        return await self._submit(Load(events))  # type: ignore[no-any-return]
+        return await self._submit(Load(events, salts))  # type: ignore[no-any-return]
 
     async def claim(
         self, *, worker: str, limit: int, lease: float, models: Sequence[str] | None = None
@@ -207,7 +223,7 @@ class LogStore:
         if missing:
             ledger.learn(missing, await self._backend.lookup(missing))
         self._stale = True  # until committed, the ledger is ahead of the database
-        batch = ledger.plan(ops, time.time_ns())
+        batch = ledger.plan(ops, self._clock())
         if not batch.empty:
             try:
                 await self._backend.write(batch)
@@ -219,6 +235,9 @@ class LogStore:
         self._stale = False
         self._feed.publish(batch.events)
         return batch.results
+
+    async def _tidy(self) -> None:
+        await self._backend.tidy(self._clock() - WEEK)
 
     async def _recover(self) -> None:
         """Take the end of the log from the database: the cache ran ahead of it."""
@@ -264,14 +283,12 @@ class LogStore:
         if after >= end or limit <= 0:
             return []
         span = end - after
-        if types is None:
-            recent = self._feed.recent(after, stream, min(limit, span))
+        if self._backend.writable:  # else the feed does not see what is committed
+            recent = self._feed.recent(after, stream, span if types else min(limit, span))
+            if recent is not None and types is not None:
+                recent = [event for event in recent if event.type in types][:limit]
             if recent is not None:
                 return recent
-        else:
-            recent = self._feed.recent(after, stream, span)
-            if recent is not None:
-                return [event for event in recent if event.type in types][:limit]
         return await self._backend.select(after, end, stream, types, limit)
 
     async def read(
@@ -350,7 +367,13 @@ class LogStore:
                 self._poll_bell.clear()
                 await self._poll_bell.wait()
                 continue
-            if await self._backend.changed(0.25):
+            try:
+                changed = await self._backend.changed(0.1)
+            except StoreError:
+                log.exception("cannot watch the log for changes; trying again")
+                await asyncio.sleep(1.0)
+                changed = True
+            if changed:
                 self._feed.wake(None)
 
     # ------------------------------------------------------------- for seals and verification

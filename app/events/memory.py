@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from app.events.envelope import Event
 from app.events.feed import Feed
@@ -54,9 +55,9 @@ class MemoryBackend:
 
     async def write(self, batch: Batch) -> None:
         """Add a batch."""
-        salts, hashes = leaves(batch.events)
+        hashes = leaves(batch.events, batch.salts)
         self.events += batch.events
-        self._salts += salts
+        self._salts += batch.salts
         self._leaves += hashes
         self._ids.update((name, id) for id, name in batch.streams)
         self._types.update((name, id) for id, name in batch.types)
@@ -112,8 +113,9 @@ class MemoryBackend:
         """No other process can write."""
         return False
 
-    async def tidy(self) -> None:
-        """Nothing to maintain."""
+    async def tidy(self, forget: int) -> None:
+        """Forget commands older than ``forget``."""
+        self._commands = {id: row for id, row in self._commands.items() if row[2] >= forget}
 
     async def aclose(self) -> None:
         """Nothing to release."""
@@ -122,8 +124,10 @@ class MemoryBackend:
 class MemoryStore(LogStore):
     """An event store without a file. Use ``async with MemoryStore() as store``."""
 
-    def __init__(self, *, feed: Feed | None = None) -> None:
-        super().__init__(MemoryBackend(), feed=feed)
+    def __init__(
+        self, *, feed: Feed | None = None, clock: Callable[[], int] = time.time_ns
+    ) -> None:
+        super().__init__(MemoryBackend(), feed=feed, clock=clock)
 
     async def __aenter__(self) -> MemoryStore:
         await self.start()

@@ -6,14 +6,18 @@ import re
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 
 import msgspec
 
 from app.errors import StartupError
+from app.events.lockfile import WriterLock
+from app.events.sqlite_errors import database_uri, startup_errors
+from app.events.url import database_path
 
-__all__ = ["Migration", "apply", "migrations", "outstanding", "statements"]
+__all__ = ["Migration", "apply", "migrate", "migrations", "outstanding", "pending", "statements"]
 
 _NAME = re.compile(r"(\d{4})_(\w+)\.sql")
 
@@ -131,6 +135,48 @@ def apply(conn: sqlite3.Connection, wanted: list[Migration]) -> list[Migration]:
             conn.execute("ROLLBACK")
         raise
     return pending
+
+
+def pending(url: str) -> list[Migration]:
+    """List the migrations a database lacks, without changing it.
+
+    Raises:
+        InputError: The URL is malformed.
+        StartupError: The database cannot be read, or disagrees with the migrations.
+
+    """
+    path = database_path(url)
+    if path is None:
+        return []
+    wanted = migrations("sqlite")
+    if not path.exists():
+        return wanted
+    with startup_errors(path), closing(_connect(path, "ro")) as conn:
+        return outstanding(conn, wanted)
+
+
+def migrate(url: str) -> list[Migration]:
+    """Create a database or bring it up to date; returns what was applied.
+
+    Raises:
+        InputError: The URL is malformed.
+        StartupError: A server is using the database, or it cannot be written.
+
+    """
+    path = database_path(url)
+    if path is None:
+        return []
+    lock = WriterLock(path)
+    lock.acquire()
+    try:
+        with startup_errors(path), closing(_connect(path, "rwc")) as conn:
+            return apply(conn, migrations("sqlite"))
+    finally:
+        lock.release()
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    return sqlite3.connect(database_uri(path, mode), uri=True, isolation_level=None)
 
 
 def statements(sql: str) -> Iterator[str]:

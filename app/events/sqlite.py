@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
-from urllib.parse import quote
 
 import aiosqlite
 
@@ -28,6 +26,12 @@ from app.events.ledger import Batch, Found, Missing, State
 from app.events.lockfile import WriterLock
 from app.events.logstore import LogStore, Row
 from app.events.migrate import apply, migrations, outstanding
+from app.events.sqlite_errors import (
+    database_uri,
+    startup_error,
+    store_error,
+    warn_about_old_sqlite,
+)
 from app.events.store import Lease, StoreError
 
 __all__ = ["SqliteBackend", "SqliteStore"]
@@ -46,10 +50,13 @@ CHECKPOINT_BYTES = 4 << 20
 TRUNCATE_BYTES = 64 << 20
 """Size of the WAL file at which it is cut back to nothing."""
 
+_UNFIT = (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError)
+"""Errors that say the values are to blame, not the storage."""
+
 EVENT_BYTES = 400
 """What an event adds to the WAL beside its payload, roughly; only paces checkpoints."""
 
-WEEK = 7 * 24 * 3600 * 10**9
+HOUR = 3600 * 10**9
 
 
 class SqliteBackend:
@@ -77,9 +84,9 @@ class SqliteBackend:
             StartupError: It is in use, not a database, too new, or cannot be written.
 
         """
-        _warn_about_old_sqlite()
         try:
             if self.writable:
+                warn_about_old_sqlite()
                 self._lock.acquire()
                 self._writer = await _connect(self.path, mode="rwc")
                 await _run(self._writer, _prepare, synchronous)
@@ -92,11 +99,13 @@ class SqliteBackend:
         except BaseException as error:
             await self.aclose()
             if isinstance(error, sqlite3.Error):
-                raise _startup_error(self.path, error) from error
+                raise startup_error(self.path, error) from error
             raise
 
     async def aclose(self) -> None:
         """Close readers, then the writer (which empties the WAL), then give the lock back."""
+        for _ in range(READERS):  # wait for reads under way
+            await self._readers.acquire()
         for conn in (*self._idle, self._watch, self._writer):
             if conn is not None:
                 await conn.close()
@@ -132,14 +141,13 @@ class SqliteBackend:
             self._unsaved = 0
             await self._maintain("TRUNCATE" if self._wal_bytes() > TRUNCATE_BYTES else "PASSIVE")
 
-    async def tidy(self) -> None:
-        """Copy the WAL into the database and cut it; forget commands older than a week."""
+    async def tidy(self, forget: int) -> None:
+        """Forget old commands, now and then; copy the WAL into the database and cut it."""
+        if forget - self._pruned > HOUR:
+            self._pruned = forget
+            await self._write(_prune, forget)
         self._unsaved = 0
         await self._maintain("TRUNCATE")
-        now = time.time_ns()
-        if now - self._pruned > WEEK // 168:  # hourly
-            self._pruned = now
-            await self._write(_prune, now - WEEK)
 
     async def _maintain(self, mode: str) -> None:
         try:
@@ -157,8 +165,10 @@ class SqliteBackend:
         assert self._writer is not None
         try:
             return await _run(self._writer, function, *args)
+        except _UNFIT as error:
+            raise ValueError(f"an event cannot be stored: {error}") from error
         except sqlite3.Error as error:
-            raise _store_error(self.path, error) from error
+            raise store_error(self.path, error) from error
 
     # ------------------------------------------------------------------------------- reading
 
@@ -176,7 +186,7 @@ class SqliteBackend:
             async with self._reader() as conn:
                 return await _run(conn, function, *args)
         except sqlite3.Error as error:
-            raise _store_error(self.path, error) from error
+            raise store_error(self.path, error) from error
 
     async def select(
         self, after: int, until: int, stream: str | None, types: Sequence[str] | None, limit: int
@@ -212,7 +222,10 @@ class SqliteBackend:
         """Poll ``PRAGMA data_version`` every 2 ms, up to ``seconds``, in the reader's thread."""
         assert self._watch is not None
         seen = self._data_version
-        self._data_version = await _run(self._watch, _await_change, seen, seconds)
+        try:
+            self._data_version = await _run(self._watch, _await_change, seen, seconds)
+        except sqlite3.Error as error:
+            raise store_error(self.path, error) from error
         return self._data_version != seen
 
 
@@ -227,6 +240,7 @@ class SqliteStore(LogStore):
         synchronous: Synchronous = "full",
         read_only: bool = False,
         feed: Feed | None = None,
+        clock: Callable[[], int] = time.time_ns,
     ) -> SqliteStore:
         """Open a log, creating it unless ``read_only``.
 
@@ -235,7 +249,8 @@ class SqliteStore(LogStore):
             synchronous: ``full`` loses nothing acknowledged in a power cut; ``normal`` may lose
                 the last commits. Neither loses anything when the process is killed.
             read_only: Read and follow while another process writes.
-            feed: Bounds of the memory for recent events.
+            feed: Memory for recent events.
+            clock: Gives nanoseconds since the epoch.
 
         Raises:
             StartupError: It cannot be opened; the message says why.
@@ -243,7 +258,7 @@ class SqliteStore(LogStore):
         """
         backend = SqliteBackend(path, writable=not read_only)
         await backend.open(synchronous)
-        store = cls(backend, feed=feed)
+        store = cls(backend, feed=feed, clock=clock)
         try:
             await store.start()
         except BaseException:
@@ -256,7 +271,7 @@ class SqliteStore(LogStore):
 
 
 async def _connect(path: Path, *, mode: str) -> aiosqlite.Connection:
-    uri = f"file:{quote(os.fspath(path))}?mode={mode}"
+    uri = database_uri(path, mode)
     conn = aiosqlite.connect(uri, uri=True, isolation_level=None, cached_statements=256)
     conn._thread.daemon = True  # a store that was not closed must not hang the interpreter
     return await conn
@@ -326,44 +341,3 @@ def _checkpoint(conn: sqlite3.Connection, mode: str) -> None:
         conn.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
     finally:
         conn.execute(sql.PRAGMAS[0])
-
-
-# ----------------------------------------------------------------------------------- errors
-
-
-def _warn_about_old_sqlite() -> None:
-    """Warn where the WAL-reset bug is (sqlite.org/wal.html#walresetbug): 3.7.0 to 3.51.2."""
-    version = sqlite3.sqlite_version_info
-    backported = {(3, 44): 6, (3, 50): 7}.get(version[:2])
-    if version < (3, 51, 3) and (backported is None or version[2] < backported):
-        log.info(
-            "SQLite %s has the WAL-reset bug; Everlog avoids it with a single writing connection, "
-            "so let no other program write or checkpoint this database",
-            sqlite3.sqlite_version,
-        )
-
-
-def _store_error(path: Path, error: sqlite3.Error) -> StoreError:
-    name = getattr(error, "sqlite_errorname", "") or ""
-    if name == "SQLITE_FULL":
-        return StoreError(
-            f"the disk that holds {path} is full", hint="free some space; the service goes on then"
-        )
-    return StoreError(f"{path}: {error} {f'({name})' if name else ''}".rstrip())
-
-
-def _startup_error(path: Path, error: sqlite3.Error) -> StartupError:
-    name = getattr(error, "sqlite_errorname", "") or ""
-    if name == "SQLITE_NOTADB":
-        return StartupError(
-            f"{path} is not a SQLite database",
-            hint="move the file away, or choose another with database.url",
-        )
-    if name.startswith("SQLITE_CANTOPEN"):
-        if not path.exists():
-            why = "does not exist" if path.parent.is_dir() else "lies in no existing directory"
-            return StartupError(f"{path} {why}", hint="check database.url")
-        return StartupError(f"{path} cannot be opened", hint="check who may read and write it")
-    if name.startswith("SQLITE_READONLY"):
-        return StartupError(f"{path} cannot be written", hint="check who may write it")
-    return StartupError(f"{path} cannot be opened: {error}", hint="see: everlog doctor")

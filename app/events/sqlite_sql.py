@@ -255,14 +255,14 @@ def _event(row: Sequence[Any]) -> Event:
 
 
 def _event_rows(batch: Batch) -> list[tuple[Any, ...]]:
-    salts, hashes = leaves(batch.events)
+    hashes = leaves(batch.events, batch.salts)
     return [
         (row[0], stream_id, row[2], type_id, *row[4:], salt, leaf)
         for row, stream_id, type_id, salt, leaf in zip(
             map(astuple, batch.events),
             batch.stream_ids,
             batch.type_ids,
-            salts,
+            batch.salts,
             hashes,
             strict=True,
         )

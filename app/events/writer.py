@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from app.events.ledger import Op
-from app.events.store import StoreClosed
+from app.events.store import StoreClosed, StoreError
 
 __all__ = ["GroupCommit"]
 
@@ -26,7 +26,9 @@ class GroupCommit:
 
     Args:
         commit: Writes a batch in one transaction and returns a result for each operation; a
-            result that is an exception is raised to its caller alone. If it raises, so do all.
+            result that is an exception is raised to its caller alone. If it raises a
+            `StoreError`, so do all calls; after any other error it is called for each operation
+            alone.
         idle: Called once when nothing was written for ``idle_seconds``.
         limit: Most operations waiting; further callers wait for room.
 
@@ -126,8 +128,12 @@ class GroupCommit:
     async def _write(self, batch: list[Pending]) -> None:
         try:
             results = await self._commit([op for op, _ in batch])
-        except Exception as error:  # the batch failed as a whole; the writer lives on
-            for _, future in batch:
+        except Exception as error:
+            if len(batch) > 1 and not isinstance(error, StoreError):
+                for entry in batch:  # one of them cannot be written; its neighbours can
+                    await self._write([entry])
+                return
+            for _, future in batch:  # the storage failed; the writer lives on
                 if not future.done():
                     future.set_exception(error)
                     future.exception()  # a caller that went away must not cause a warning
