@@ -1,0 +1,1 @@
+"""Model architectures. One module each, found through the registry."""

@@ -1,0 +1,227 @@
+"""The model in memory, and one step of it over any mix of work."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence as Seq
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+
+from app.engine.attention import AttentionBackend, Span, TorchAttention
+from app.engine.cache import KVCache, plan_blocks
+from app.engine.frames import CoreConfig
+from app.engine.models.base import Model
+from app.engine.models.linear import packs
+from app.engine.models.registry import lookup
+from app.engine.sampler import Sampler
+from app.engine.sequence import Work
+from app.engine.template import ChatTemplate
+from app.engine.tokenizer import Tokenizer
+from app.engine.weights import Checkpoint, digest, open_checkpoint
+from app.errors import StartupError
+
+__all__ = ["ModelInfo", "ModelRunner"]
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What was loaded, and onto what.
+
+    Attributes:
+        name: Name of the file or folder.
+        weights: Hex digest of the weights' files.
+        architecture: As the checkpoint names it.
+        device: ``cpu`` or ``cuda``.
+        dtype: ``float32`` or ``bfloat16``.
+        threads: CPU threads.
+        context: Longest sequence.
+        num_blocks: Blocks of the KV cache.
+        block_size: Tokens in a block.
+        parameters: Numbers the model learned.
+        eos: Ids that end a generation.
+        load_time: Seconds.
+
+    """
+
+    name: str
+    weights: str
+    architecture: str
+    device: str
+    dtype: str
+    threads: int
+    context: int
+    num_blocks: int
+    block_size: int
+    parameters: int
+    eos: list[int]
+    load_time: float
+
+
+class ModelRunner:
+    """Computes steps. One thread at a time.
+
+    Attributes:
+        info: What was loaded.
+        tokenizer: The model's tokenizer.
+        template: The model's chat template.
+
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        attention: AttentionBackend,
+        sampler: Sampler,
+        tokenizer: Tokenizer,
+        info: ModelInfo,
+    ) -> None:
+        self.info, self.tokenizer = info, tokenizer
+        self.template = ChatTemplate(tokenizer.chat_template, tokenizer)
+        self._model, self._attention, self._sampler = model, attention, sampler
+        self._device = torch.device(info.device)
+
+    @classmethod
+    def load(cls, config: CoreConfig) -> ModelRunner:
+        """Load a model, allocate its cache, run it once.
+
+        Sets the number of torch's threads for the process.
+
+        Raises:
+            StartupError: no usable model there, or it does not fit.
+
+        """
+        began = time.perf_counter()
+        threads = config.threads or len(os.sched_getaffinity(0))
+        torch.set_num_threads(threads)
+        device, dtype = _place(config)
+        with open_checkpoint(config.model) as checkpoint, ThreadPoolExecutor(1) as pool:
+            hashing = pool.submit(digest, checkpoint.files)
+            tokenizer = Tokenizer.load(checkpoint)
+            kind = lookup(checkpoint)
+            model = kind.load(checkpoint, device=device, dtype=dtype, context=config.max_context)
+            architecture, weights = checkpoint.architecture, hashing.result()
+        blocks = plan_blocks(
+            model.shape,
+            block_size=config.block_size,
+            memory=config.kv_memory,
+            max_batch=config.max_batch,
+            device=device,
+            dtype=dtype,
+        )
+        cache = KVCache(
+            model.shape, blocks=blocks, block_size=config.block_size, device=device, dtype=dtype
+        )
+        attention = TorchAttention(cache)
+        _warm_up(model, attention, cache)
+        info = ModelInfo(
+            name=Path(config.model).name,
+            weights=weights,
+            architecture=architecture,
+            device=device.type,
+            dtype=str(dtype).removeprefix("torch."),
+            threads=threads,
+            context=model.shape.context,
+            num_blocks=blocks,
+            block_size=config.block_size,
+            parameters=model.parameters,
+            eos=tokenizer.eos,
+            load_time=time.perf_counter() - began,
+        )
+        return cls(model, attention, Sampler(tokenizer.eos), tokenizer, info)
+
+    def execute(self, works: Seq[Work]) -> list[int | None]:
+        """Run one step.
+
+        Returns:
+            For each work the drawn token, or None where the work does not reach the last token.
+            Sequences are left as they are.
+
+        """
+        if not works:
+            return []
+        logits, order = self._forward(works)
+        result: list[int | None] = [None] * len(works)
+        if logits is not None:
+            tokens = self._sampler.sample(logits, [works[i].sequence for i in order])
+            for index, token in zip(order, tokens, strict=True):
+                result[index] = token
+        return result
+
+    def logits(self, works: Seq[Work]) -> torch.Tensor:
+        """Run one step and return float32 logits ``[n, vocab]`` of the works that sample."""
+        logits, order = self._forward(works)
+        if logits is None:
+            return torch.empty(0, self._model.shape.vocab)
+        back = sorted(range(len(order)), key=order.__getitem__)
+        return logits.float()[back]
+
+    def release(self, request: str) -> None:
+        """Forget what is kept for a request outside its sequence."""
+        self._sampler.release(request)
+
+    @torch.inference_mode()
+    def _forward(self, works: Seq[Work]) -> tuple[torch.Tensor | None, list[int]]:
+        """Logits of the works that sample, and their indices in the order of the rows."""
+        order = _arrange(works)
+        ordered = [works[i] for i in order]
+        decodes = sum(work.length == 1 for work in ordered)
+        tokens: list[int] = []
+        spans, last, sampled = [], [], []
+        for index, work in zip(order, ordered, strict=True):
+            sequence, end = work.sequence, work.start + work.length
+            spans.append(Span(work.start, work.length, sequence.blocks))
+            tokens += sequence.tokens[work.start : end]
+            if work.samples:
+                last.append(len(tokens) - 1)
+                sampled.append(index)
+        positions = np.concatenate([np.arange(s.start, s.end) for s in spans])
+        self._attention.plan(spans, decodes)
+        rows = None
+        if len(last) != len(tokens):
+            rows = torch.tensor(last, dtype=torch.int64, device=self._device)
+        logits = self._model.forward(
+            torch.tensor(tokens, device=self._device),
+            torch.from_numpy(positions).to(self._device),
+            self._attention.attend,
+            rows,
+        )
+        return (logits if sampled else None), sampled
+
+
+def _arrange(works: Seq[Work]) -> list[int]:
+    """Decodes first, longest sequence first; then prefills as they come."""
+    return sorted(
+        range(len(works)),
+        key=lambda i: (works[i].length > 1, -works[i].start if works[i].length == 1 else 0),
+    )
+
+
+def _place(config: CoreConfig) -> tuple[torch.device, torch.dtype]:
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise StartupError(
+            "engine.device is cuda, but torch sees no GPU",
+            hint="Install torch with CUDA and a driver, or set engine.device to cpu.",
+        )
+    device = torch.device(name)
+    if config.dtype == "auto":
+        fast = name == "cuda" or packs(device, torch.bfloat16)
+        return device, torch.bfloat16 if fast else torch.float32
+    return device, {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+
+
+@torch.inference_mode()
+def _warm_up(model: Model, attention: AttentionBackend, cache: KVCache) -> None:
+    """Run a token and a span, so that the first request does not pay for lazy set-up."""
+    device = cache.data.device
+    for length in (min(8, cache.block_size), 1):
+        attention.plan([Span(0, length, [0])], decodes=int(length == 1))
+        ids = torch.zeros(length, dtype=torch.int64, device=device)
+        model.forward(ids, torch.arange(length, device=device), attention.attend, None)
+    cache.data[:, 0].zero_()

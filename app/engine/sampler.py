@@ -1,0 +1,239 @@
+"""Logits to tokens, for a whole batch at once.
+
+Order: penalties, ``min_tokens``, temperature, then top-k, top-p (of what top-k leaves) and min-p
+(relative to the most probable token); a token must pass all three. Tokens of equal logits stay or
+go together, so the set that remains does not depend on how a sort breaks ties.
+
+A draw is the inverse of the cumulative distribution in order of token ids, at a number that is a
+function of (seed, position) alone. Sums run along the vocabulary one after the other in float64.
+So neither batch composition, nor preemption, nor a restart changes what a given row draws.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence as Seq
+
+import numpy as np
+import torch
+
+from app.engine.philox import uniform
+from app.engine.sampling import SamplingParams
+from app.engine.sequence import Sequence
+
+__all__ = ["Sampler"]
+
+_CANDIDATES = 256  # tokens sorted at first for top-k and top-p; all are where these do not suffice
+
+
+class Sampler:
+    """Draws the next token of each sequence.
+
+    Args:
+        eos: Ids that end a generation: forbidden until ``min_tokens`` are there.
+
+    """
+
+    def __init__(self, eos: Seq[int]) -> None:
+        self._eos = tuple(eos)
+        self._counts: dict[str, _Counts] = {}
+
+    def sample(self, logits: torch.Tensor, sequences: Seq[Sequence]) -> list[int]:
+        """Token ids for rows ``[R, vocab]`` of logits, any float type, left as they are."""
+        rows = [i for i, s in enumerate(sequences) if not self._plain(s)]
+        if not rows:
+            return _greedy(logits)
+        if len(rows) == len(sequences):
+            return self._general(logits.float(), sequences)
+        tokens = _greedy(logits)
+        chosen = logits[torch.tensor(rows, device=logits.device)].float()
+        for row, token in zip(
+            rows, self._general(chosen, [sequences[i] for i in rows]), strict=True
+        ):
+            tokens[row] = token
+        return tokens
+
+    def release(self, request: str) -> None:
+        """Forget what was counted for a request."""
+        self._counts.pop(request, None)
+
+    def _plain(self, sequence: Sequence) -> bool:
+        p = sequence.params
+        return p.temperature == 0 and not _penalized(p) and not _too_short(sequence)
+
+    def _general(self, scores: torch.Tensor, sequences: Seq[Sequence]) -> list[int]:
+        self._penalize(scores, sequences)
+        self._forbid(scores, sequences)
+        drawn = [i for i, s in enumerate(sequences) if s.params.temperature > 0]
+        if not drawn:
+            return _greedy(scores)
+        numbers = uniform(
+            [sequences[i].params.seed or 0 for i in drawn],
+            [len(sequences[i].tokens) for i in drawn],
+        )
+        params = [sequences[i].params for i in drawn]
+        if len(drawn) == len(sequences):
+            return _draw(scores, params, numbers)
+        tokens = _greedy(scores)
+        part = scores[torch.tensor(drawn, device=scores.device)]
+        for row, token in zip(drawn, _draw(part, params, numbers), strict=True):
+            tokens[row] = token
+        return tokens
+
+    # ------------------------------------------------------------------------- penalties
+
+    def _penalize(self, scores: torch.Tensor, sequences: Seq[Sequence]) -> None:
+        found = [(i, s, self._count(s)) for i, s in enumerate(sequences) if _penalized(s.params)]
+        if not found:
+            return
+        sizes = [c.size for _, _, c in found]
+
+        def spread(values: list[float]) -> torch.Tensor:
+            return torch.from_numpy(np.repeat(np.array(values), sizes)).to(scores)
+
+        device = scores.device
+        row = torch.from_numpy(np.repeat([i for i, _, _ in found], sizes)).to(device)
+        ids = torch.from_numpy(np.concatenate([c.ids[: c.size] for _, _, c in found])).to(device)
+        count = np.concatenate([c.output[: c.size] for _, _, c in found])
+        counts = torch.from_numpy(count).to(scores)
+        repetition = spread([s.params.repetition_penalty for _, s, _ in found])
+        values = scores[row, ids]
+        values = torch.where(values > 0, values / repetition, values * repetition)
+        values -= spread([s.params.frequency_penalty for _, s, _ in found]) * counts
+        values -= spread([s.params.presence_penalty for _, s, _ in found]) * (counts > 0)
+        scores[row, ids] = values
+
+    def _count(self, sequence: Sequence) -> _Counts:
+        counts = self._counts.get(sequence.request)
+        if counts is None or counts.seen > len(sequence.tokens):
+            counts = self._counts[sequence.request] = _Counts()
+        counts.advance(sequence)
+        return counts
+
+    def _forbid(self, scores: torch.Tensor, sequences: Seq[Sequence]) -> None:
+        rows, ids = [], []
+        for index, sequence in enumerate(sequences):
+            if _too_short(sequence):
+                ends = [
+                    i for i in {*self._eos, *sequence.params.stop_token_ids} if i < scores.shape[1]
+                ]
+                rows += [index] * len(ends)
+                ids += ends
+        if rows:
+            scores[torch.tensor(rows), torch.tensor(ids)] = -torch.inf
+
+
+class _Counts:
+    """Distinct tokens of a sequence, and how often each is in its output."""
+
+    def __init__(self) -> None:
+        self.seen = 0  # tokens of the sequence that are counted
+        self.size = 0
+        self.ids = np.zeros(64, np.int64)
+        self.output = np.zeros(64, np.int32)
+        self._index: dict[int, int] = {}
+
+    def advance(self, sequence: Sequence) -> None:
+        """Count what was added to the sequence since the last call."""
+        for position in range(self.seen, len(sequence.tokens)):
+            token = sequence.tokens[position]
+            at = self._index.get(token)
+            if at is None:
+                at = self._index[token] = self.size
+                if at == len(self.ids):
+                    self.ids = np.resize(self.ids, 2 * at)
+                    self.output = np.resize(self.output, 2 * at)
+                self.ids[at], self.output[at] = token, 0
+                self.size += 1
+            self.output[at] += position >= sequence.prompt_len
+        self.seen = len(sequence.tokens)
+
+
+def _penalized(p: SamplingParams) -> bool:
+    return p.repetition_penalty != 1.0 or p.presence_penalty != 0.0 or p.frequency_penalty != 0.0
+
+
+def _too_short(sequence: Sequence) -> bool:
+    return len(sequence.tokens) - sequence.prompt_len < sequence.params.min_tokens
+
+
+def _greedy(scores: torch.Tensor) -> list[int]:
+    # max, not argmax: the same first maximum, several times faster on CPU
+    tokens: list[int] = scores.max(-1).indices.tolist()
+    return tokens
+
+
+def _draw(
+    scores: torch.Tensor,
+    params: Seq[SamplingParams],
+    numbers: np.ndarray[tuple[int], np.dtype[np.float64]],
+) -> list[int]:
+    """Draw from float32 ``[R, vocab]``, which is overwritten. ``numbers``: in [0, 1), ``[R]``."""
+    scores /= _column(scores, [p.temperature for p in params])
+    scores -= scores.amax(-1, keepdim=True)
+    floors = _floors(scores, params)
+    weights = scores.exp()
+    if floors is not None:
+        weights.masked_fill_(scores < floors, 0.0)
+    reached = weights.cumsum(-1, dtype=torch.float64)
+    total = reached[:, -1:]
+    at = torch.from_numpy(numbers).to(scores.device)[:, None] * total
+    at = torch.minimum(at, torch.nextafter(total, torch.zeros_like(total)))
+    tokens: list[int] = torch.searchsorted(reached, at, right=True)[:, 0].tolist()
+    return tokens
+
+
+def _column(scores: torch.Tensor, values: list[float]) -> torch.Tensor:
+    return torch.tensor(values, device=scores.device, dtype=scores.dtype)[:, None]
+
+
+def _floors(scores: torch.Tensor, params: Seq[SamplingParams]) -> torch.Tensor | None:
+    """Least score a token may have, ``[R, 1]``; scores are relative to the largest."""
+    floors = None
+    if any(p.min_p > 0 for p in params):
+        floors = _column(scores, [math.log(p.min_p) if p.min_p else -math.inf for p in params])
+    rows = [i for i, p in enumerate(params) if p.top_k > 0 or p.top_p < 1.0]
+    if not rows:
+        return floors
+    if floors is None:
+        floors = _column(scores, [-math.inf] * len(params))
+    index = torch.tensor(rows, device=scores.device)
+    cut = _truncate(scores[index], [params[i] for i in rows])
+    floors[index] = torch.maximum(floors[index], cut)
+    return floors
+
+
+def _truncate(scores: torch.Tensor, params: Seq[SamplingParams]) -> torch.Tensor:
+    """Score of the last token that top-k and top-p let pass, ``[R, 1]``."""
+    vocab = scores.shape[1]
+    limits = [p.top_k if 0 < p.top_k < vocab else vocab for p in params]
+    k = torch.tensor(limits, device=scores.device)[:, None]
+    top_p = torch.tensor([p.top_p for p in params], device=scores.device, dtype=torch.float64)
+    total = scores.exp().cumsum(-1, dtype=torch.float64)[:, -1:]
+    width = min(_CANDIDATES, vocab)
+    floor, found = _within(scores.topk(width).values, k, top_p[:, None], total, vocab)
+    rest = (~found).nonzero()[:, 0]
+    if len(rest):
+        ordered = scores[rest].sort(-1, descending=True).values
+        floor[rest], _ = _within(ordered, k[rest], top_p[rest, None], total[rest], vocab)
+    return floor
+
+
+def _within(
+    ordered: torch.Tensor, k: torch.Tensor, top_p: torch.Tensor, total: torch.Tensor, vocab: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Floors from the largest scores in descending order, and whether these sufficed."""
+    width = ordered.shape[1]
+    last = ordered.gather(1, (k - 1).clamp(max=width - 1))
+    # with ties of the k-th: they stay or go together, so their end must be in sight
+    sees_k = (k >= vocab) | (ordered[:, -1:] < last)
+    reached = ordered.exp().cumsum(-1, dtype=torch.float64)
+    kept = (ordered >= last).sum(-1, keepdim=True)
+    total = torch.where(k >= vocab, total, reached.gather(1, kept - 1))
+    over = reached >= top_p * total
+    nucleus = ordered.gather(1, over.int().argmax(-1, keepdim=True))
+    nucleus = torch.where(top_p < 1.0, nucleus, -torch.inf)
+    sees_p = (top_p >= 1.0) | over.any(-1, keepdim=True)
+    last = torch.where(k >= vocab, -torch.inf, last)
+    found = (sees_k & sees_p)[:, 0] | torch.tensor(width == vocab, device=ordered.device)
+    return torch.maximum(last, nucleus), found
