@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from app.chat.conversation import history
 from app.chat.errors import LLMError
@@ -32,26 +33,27 @@ def builtin(
     chat = config or ChatConfig()
     app = ChatApp(chat.name, resumable=True)
 
-    async def answer(prompt: Turns) -> None:
+    async def answer(prompt: Turns, params: dict[str, Any]) -> None:
         message = Message()
         try:
-            await message.stream_from(llm.chat(prompt))
+            await message.stream_from(llm.chat(prompt, **params))
         except LLMError as error:
             if error.code == "context":
                 await message.remove()
             raise
 
-    async def on_message(_: Message) -> None:
+    async def on_message(asked: Message) -> None:
+        params = asked.metadata.get("params") or {}
         said = await history()
         system = [{"role": "system", "content": chat.system_prompt}] if chat.system_prompt else []
-        prompt = fit(system, said, _budget(context(), chat.max_tokens))
+        prompt = fit(system, said, _budget(context(), params.get("max_tokens") or chat.max_tokens))
         try:
-            await answer(prompt)
+            await answer(prompt, params)
         except LLMError as error:
             shorter = fit(system, said, sum(len(turn["content"]) for turn in prompt) // 2)
             if error.code != "context" or len(shorter) == len(prompt):
                 raise
-            await answer(shorter)
+            await answer(shorter, params)
 
     app.register("on_message", on_message)
     return app

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
+from app.engine.sampling import validate
 from app.errors import InputError
+from app.events.catalogue import SamplingParams
 from app.events.ids import is_id
 
 __all__ = [
@@ -43,11 +47,16 @@ class _Base(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PostCommand(_Base, frozen=True, kw_only=True):
-    """Say something. ``message`` is the id the client chose for it, or None."""
+    """Say something. ``message`` is the id the client chose for it, or None.
+
+    ``params`` are sampling parameters the user wants, by the names of `SamplingParams`. They stand
+    in the message's metadata; the built-in chat keeps to them.
+    """
 
     content: str
     message: str | None = None
     parent: str | None = None
+    params: dict[str, Any] | None = None
 
     def check(self) -> None:
         """See `Command`."""
@@ -57,6 +66,8 @@ class PostCommand(_Base, frozen=True, kw_only=True):
             _check_id(self.message, "message")
         if self.parent is not None:
             _check_id(self.parent, "parent")
+        if self.params is not None:
+            _check_params(self.params)
 
 
 class StopCommand(_Base, frozen=True, kw_only=True):
@@ -101,6 +112,19 @@ Command = PostCommand | StopCommand | RenameCommand | DeleteCommand | FeedbackCo
 def _check_id(value: str, field: str) -> None:
     if not is_id(value):
         raise InputError("must be a UUID in lower-case form", field=field)
+
+
+def _check_params(given: dict[str, Any]) -> None:
+    """Refuse unknown names, wrong types and values out of range."""
+    types = {field.name: field.type for field in msgspec.structs.fields(SamplingParams)}
+    for name, value in given.items():
+        if name not in types:
+            raise InputError(f"there is no {name!r}", field="params")
+        try:
+            msgspec.convert(value, types[name])
+        except msgspec.ValidationError as error:
+            raise InputError(str(error), field=f"params.{name}") from None
+    validate(msgspec.convert(given, SamplingParams))
 
 
 def _check_text(value: str, field: str, most: int) -> None:

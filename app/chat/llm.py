@@ -198,6 +198,7 @@ class LLM:
         frequency_penalty: float = 0.0,
         min_tokens: int = 0,
         stop_token_ids: Sequence[int] = (),
+        ignore_eos: bool = False,
         model: str | None = None,
         priority: int = 0,
         timeout: float | None = None,
@@ -214,6 +215,7 @@ class LLM:
             repetition_penalty, presence_penalty, frequency_penalty: Against repetition.
             min_tokens: No end before so many.
             stop_token_ids: Tokens that end the answer.
+            ignore_eos: Go on after the model's own end token.
             model: Only a worker with this model; None takes any.
             priority: A larger one runs earlier.
             timeout: Seconds from queueing until it fails with code ``timeout``.
@@ -226,7 +228,7 @@ class LLM:
             current(), temperature, max_tokens, seed, stop, top_p=top_p, top_k=top_k, min_p=min_p,
             repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty, min_tokens=min_tokens,
-            stop_token_ids=tuple(stop_token_ids),
+            stop_token_ids=tuple(stop_token_ids), ignore_eos=ignore_eos,
         )  # fmt: skip
         queued = RequestQueued(
             request=uuid7(), params=params, messages=turns(messages), model=model, priority=priority

@@ -101,6 +101,7 @@ class ThreadRuns:
                 content=command.content,
                 author=user,
                 parent=command.parent,
+                metadata={"params": command.params} if command.params else {},
             )
             opening = self._opening(state)
             job = Job("on_message", _posted(message))
@@ -340,6 +341,7 @@ def _posted(message: MessagePosted) -> MessageState:
         content=message.content,
         author=message.author,
         parent=message.parent,
+        metadata=message.metadata,
         version=0,
         created=0,
         updated=0,

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -148,7 +148,7 @@ class Client:
 
     async def follow(
         self, thread: str, *, after: int = 0, incarnation: str | None = None
-    ) -> AsyncIterator[Followed]:
+    ) -> AsyncGenerator[Followed, None]:
         """Iterate over a thread's items after a version, for ever, through reconnects.
 
         Also yields `Reset` (replace what you have) and `Live` (caught up). Close the iterator,
@@ -189,11 +189,17 @@ class Client:
         id: str | None = None,
         message: str | None = None,
         parent: str | None = None,
+        params: dict[str, Any] | None = None,
     ) -> wire.Ack:
         """Post a message; returns once it is committed."""
         return await self.command(
             wire.Post(
-                id=id or uuid7(), thread=thread, content=content, message=message, parent=parent
+                id=id or uuid7(),
+                thread=thread,
+                content=content,
+                message=message,
+                parent=parent,
+                params=params,
             )
         )
 

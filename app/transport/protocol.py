@@ -7,7 +7,7 @@ tests share it. ``docs/protocol.md`` is the prose. Frames are JSON objects; ``t`
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Raw
@@ -106,13 +106,17 @@ class Close(_FromClient, tag="close", frozen=True, kw_only=True):
 
 
 class Post(_FromClient, tag="post", frozen=True, kw_only=True):
-    """Say something. The server makes the message's id if there is none."""
+    """Say something. The server makes the message's id if there is none.
+
+    ``params`` are sampling parameters for the answer, by name; those left out are the app's.
+    """
 
     id: Id
     thread: ThreadId
     content: Annotated[str, Meta(min_length=1, max_length=100_000)]
     message: Id | None = None
     parent: Id | None = None
+    params: dict[str, Any] | None = None
 
 
 class Stop(_FromClient, tag="stop", frozen=True, kw_only=True):
