@@ -3,25 +3,87 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from app.errors import EverlogError, InputError
 from app.events.envelope import thread_of, thread_stream
 from app.events.store import EventStore
 from app.settings import Loaded
 
-__all__ = ["find_thread", "reading", "shorten", "thread_ids"]
+if TYPE_CHECKING:
+    from app.events.logstore import LogStore
+    from app.projections.views import Views
+
+__all__ = ["database", "find_thread", "reading", "shorten", "thread_ids", "viewing", "views_path"]
 
 SHORTEST = 8
 
 
 @contextlib.asynccontextmanager
-async def reading(loaded: Loaded) -> AsyncIterator[EventStore]:
-    """Open the log of the settings for reading."""
+async def reading(loaded: Loaded) -> AsyncIterator[LogStore]:
+    """Open the log of the settings for reading.
+
+    Raises:
+        EverlogError: if there is none.
+
+    """
     from app.events.open import open_store
 
+    database(loaded)
     async with open_store(loaded.config.database.url, read_only=True) as store:
         yield store
+
+
+def database(loaded: Loaded) -> Path:
+    """Return the database file, which must exist.
+
+    Raises:
+        EverlogError: if it does not, or the log is kept in memory.
+
+    """
+    from app.events.open import database_path
+
+    path = database_path(loaded.config.database.url)
+    if path is None:
+        raise EverlogError(
+            "A log in memory can only be read by the process that has it",
+            hint="Name a database file with --database.",
+        )
+    if not path.exists():
+        raise EverlogError(
+            f"There is no log at {path}",
+            hint="Start one with `everlog serve`, or name another with --database.",
+        )
+    return path
+
+
+def views_path(loaded: Loaded) -> Path:
+    """Return the file of the read models that `serve` keeps beside the database."""
+    path = database(loaded)
+    return path.with_name(path.name + ".views")
+
+
+@contextlib.asynccontextmanager
+async def viewing(loaded: Loaded, store: EventStore) -> AsyncIterator[Views]:
+    """Open read models that are up to date with the log.
+
+    Those of the database are used, and kept up beside a running server; where that cannot be
+    (another user's folder), they are folded in memory.
+    """
+    from app.projections.views import Views
+
+    async with Views.open(store, _writable(views_path(loaded))) as views:
+        await views.reached(await store.head())
+        yield views
+
+
+def _writable(path: Path) -> Path | None:
+    """Return a file that may be written or made; None for any other."""
+    may = os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
+    return path if may else None
 
 
 async def thread_ids(store: EventStore) -> list[str]:

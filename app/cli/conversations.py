@@ -58,11 +58,9 @@ def threads(loaded: Loaded, limit: int, search: str | None, as_json: bool) -> No
 async def _threads(
     loaded: Loaded, limit: int, search: str | None
 ) -> tuple[list[Any], dict[str, str]]:
-    from app.cli.access import reading, shorten, thread_ids
-    from app.projections.views import Views
+    from app.cli.access import reading, shorten, thread_ids, viewing
 
-    async with reading(loaded) as store, Views.open(store, None) as views:
-        await views.reached(await store.head())
+    async with reading(loaded) as store, viewing(loaded, store) as views:
         rows = await views.threads(owner=None, limit=limit, search=search)
         return rows, shorten(await thread_ids(store))
 
