@@ -11,7 +11,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import msgspec
 from websockets.exceptions import ConnectionClosed
@@ -21,7 +20,7 @@ from app.chat.errors import Refused
 from app.chat.runtime import Runtime
 from app.errors import EverlogError, InputError
 from app.events.envelope import thread_stream
-from app.events.store import EventStore
+from app.events.store import EventStore, StoreClosed
 from app.projections import state as projection
 from app.transport import protocol as wire
 from app.transport.access import LOCAL, Owners
@@ -52,7 +51,6 @@ class Edge:
         self.welcome = welcome
         self.owners = Owners(store)
         self.cache = ItemCache()
-        self.draining = False
 
     async def serve(self, socket: Socket) -> None:
         """Talk to one client until it is gone."""
@@ -157,11 +155,7 @@ class Connection:
 
     async def _command(self, frame: wire.Command) -> None:
         """Carry out a command; exactly one ``ack`` or ``refuse`` answers it."""
-        if self._edge.draining:
-            return await self._refuse("draining", "the server is going down", id=frame.id)
         try:
-            if not await self._edge.owners.allows(frame.thread, self._user):
-                raise Refused("forbidden", "this conversation belongs to somebody else")
             ack = await _carry_out(self._edge.runtime, frame, self._user)
         except InputError as error:
             text = error.message.removeprefix(f"{error.field}: ")
@@ -182,19 +176,24 @@ class Connection:
 
     async def _open(self, frame: wire.Open, group: asyncio.TaskGroup) -> None:
         thread = frame.thread
-        if not await self._edge.owners.allows(thread, self._user):
-            return await self._forbid(thread)
-        if len(self._opened) >= MAX_THREADS and thread not in self._opened:
-            return await self._refuse(
-                "limit", f"at most {MAX_THREADS} threads may be open", field="thread", thread=thread
-            )
         again = self._opened.pop(thread, None)
         if again is not None:
             again.cancel()
+        elif not await self._join(thread):
+            return
         self._opened[thread] = group.create_task(self._follow(frame))
-        if again is None:
-            await self._edge.runtime.connected(thread, self._user)
-        return None
+
+    async def _join(self, thread: str) -> bool:
+        """Say to the runtime that the thread is looked at; False if it may not be."""
+        code, message = "limit", f"at most {MAX_THREADS} threads may be open"
+        if len(self._opened) < MAX_THREADS:
+            try:
+                await self._edge.runtime.connected(thread, self._user)
+                return True
+            except Refused as error:
+                code, message = error.code, error.message
+        await self._refuse(code, message, field="thread", thread=thread)
+        return False
 
     async def _close(self, thread: str) -> None:
         follower = self._opened.pop(thread, None)
@@ -209,20 +208,17 @@ class Connection:
             except Exception:
                 log.exception("Leaving thread %s failed", thread)
 
-    async def _forbid(self, thread: str) -> None:
-        await self._refuse(
-            "forbidden",
-            "this conversation belongs to somebody else",
-            field="thread",
-            thread=thread,
-        )
+    async def _foreign(self, thread: str) -> None:
+        """Refuse a thread that somebody else began after it was opened here."""
+        message = "this conversation belongs to somebody else"
+        await self._refuse("forbidden", message, field="thread", thread=thread)
 
     async def _follow(self, frame: wire.Open) -> None:
         """Send a thread's events after the client's cursor, for ever."""
         try:
             cursor = await self._start(frame)
             await self._pump(Delivery(frame.thread, cursor, self._edge.cache))
-        except ConnectionClosed:
+        except (ConnectionClosed, StoreClosed):
             pass
         except Exception:
             log.exception("Following thread %s failed", frame.thread)
@@ -261,24 +257,24 @@ class Connection:
             if delivery.cursor == 0 and not await self._edge.owners.allows(
                 delivery.thread, self._user
             ):
-                return await self._forbid(delivery.thread)  # somebody else has begun it
+                return await self._foreign(delivery.thread)
             for data in delivery.frames(events):
                 await write(data)
             if len(events) == FETCH:
                 await asyncio.sleep(0)  # a long catch-up from memory leaves room for others
 
 
-_COMMANDS: dict[type, tuple[str, Callable[..., Any]]] = {
-    wire.Post: ("post", commands.PostCommand),
-    wire.Stop: ("stop", commands.StopCommand),
-    wire.Rename: ("rename", commands.RenameCommand),
-    wire.Delete: ("delete", commands.DeleteCommand),
-    wire.Feedback: ("feedback", commands.FeedbackCommand),
-}
-
-
 def _carry_out(runtime: Runtime, frame: wire.Command, user: str) -> Awaitable[commands.Ack]:
-    name, make = _COMMANDS[type(frame)]
-    command = make(**msgspec.structs.asdict(frame))
-    done: Awaitable[commands.Ack] = getattr(runtime, name)(command, user)
-    return done
+    """Give a command to the runtime; the fields of a frame and of its command are the same."""
+    fields = msgspec.structs.asdict(frame)
+    match frame:
+        case wire.Post():
+            return runtime.post(commands.PostCommand(**fields), user)
+        case wire.Stop():
+            return runtime.stop(commands.StopCommand(**fields), user)
+        case wire.Rename():
+            return runtime.rename(commands.RenameCommand(**fields), user)
+        case wire.Delete():
+            return runtime.delete(commands.DeleteCommand(**fields), user)
+        case wire.Feedback():
+            return runtime.feedback(commands.FeedbackCommand(**fields), user)

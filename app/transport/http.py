@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.errors import EverlogError
 from app.events.envelope import thread_stream
 from app.events.store import EventStore
 from app.projections import state as projection
@@ -24,7 +25,7 @@ from app.transport.origin import Gate
 from app.transport.problem import HANDLERS, number, problem
 from app.transport.static import StaticFiles
 
-__all__ = ["Info", "Service", "application"]
+__all__ = ["Info", "Source", "application"]
 
 REACH_SECONDS = 2.0
 """Longest wait for a projection to catch up before an older list is served."""
@@ -52,13 +53,28 @@ class Info(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
 
 
-class Service(Protocol):
-    """What the routes need of the service."""
+class Source(Protocol):
+    """What the routes show."""
 
-    store: EventStore
-    views: Views
-    owners: Owners
-    cache: ItemCache
+    @property
+    def store(self) -> EventStore:
+        """The log."""
+        ...
+
+    @property
+    def views(self) -> Views:
+        """The read models."""
+        ...
+
+    @property
+    def owners(self) -> Owners:
+        """Whose thread is whose."""
+        ...
+
+    @property
+    def cache(self) -> ItemCache:
+        """Encoded items."""
+        ...
 
     def info(self) -> Info:
         """What this server is."""
@@ -69,9 +85,9 @@ class Service(Protocol):
         ...
 
 
-def application(service: Service, gate: Gate, files: StaticFiles | None = None) -> ASGIApp:
+def application(source: Source, gate: Gate, files: StaticFiles | None = None) -> ASGIApp:
     """Return the ASGI app of everything that is not a WebSocket."""
-    api, ui = _Api(service), files or StaticFiles()
+    api, ui = _Api(source), files or StaticFiles()
     routes: list[tuple[str, Callable[[Request], Awaitable[Response]]]] = [
         ("/", ui.page),
         ("/t/{thread}", ui.page),
@@ -87,7 +103,7 @@ def application(service: Service, gate: Gate, files: StaticFiles | None = None) 
     ]
     app = Starlette(
         routes=[Route(path, endpoint, methods=["GET"]) for path, endpoint in routes],
-        exception_handlers=HANDLERS,  # type: ignore[arg-type]
+        exception_handlers=HANDLERS,
     )
     return _Guard(app, gate)
 
@@ -137,21 +153,21 @@ async def _health(request: Request) -> Response:
 class _Api:
     """The endpoints. All of them only read."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
-        self._store = service.store
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._store = source.store
 
     async def ready(self, request: Request) -> Response:
-        checks = await self._service.checks()
+        checks = await self._source.checks()
         ready = all(state == "ok" for state in checks.values())
         body = {"status": "ready" if ready else "not ready", "checks": checks}
         return _json(body, status=200 if ready else 503)
 
     async def version(self, request: Request) -> Response:
-        return _json({"version": self._service.info().version})
+        return _json({"version": self._source.info().version})
 
     async def info(self, request: Request) -> Response:
-        return _json(self._service.info())
+        return _json(self._source.info())
 
     async def threads(self, request: Request) -> Response:
         """The user's conversations, newest message first; up to date with the log's head."""
@@ -163,13 +179,12 @@ class _Api:
         unchanged = _unchanged(request, tag)
         if unchanged is not None:
             return unchanged
-        with anyio.move_on_after(REACH_SECONDS) as waiting:
-            await self._service.views.reached(head)
-        rows = await self._service.views.threads(
+        current = await self._reached(head)
+        rows = await self._source.views.threads(
             owner=self._user(request), limit=limit, before=before, search=search
         )
         more = rows[-1].seq if len(rows) == limit else None
-        return _json({"items": rows, "next": more}, tag=None if waiting.cancelled_caught else tag)
+        return _json({"items": rows, "next": more}, tag=tag if current else None)
 
     async def thread(self, request: Request) -> Response:
         """The state of a conversation, now or as of a position of the log."""
@@ -187,9 +202,8 @@ class _Api:
 
     async def timeline(self, request: Request) -> Response:
         thread = await self._authorize(request)
-        with anyio.move_on_after(REACH_SECONDS):
-            await self._service.views.reached(await self._store.head())
-        return _json({"spans": await self._service.views.timeline(thread)})
+        await self._reached(await self._store.head())
+        return _json({"spans": await self._source.views.timeline(thread)})
 
     async def events(self, request: Request) -> Response:
         """Events of a conversation, as the items that ``events`` frames carry."""
@@ -197,10 +211,19 @@ class _Api:
         after = number(request, "after", 0)
         limit = number(request, "limit", 500, least=1, most=2000)
         events = await self._store.fetch(after=after, stream=thread_stream(thread), limit=limit)
-        items = b",".join([self._service.cache.encode(event) for event in events])
+        items = b",".join([self._source.cache.encode(event) for event in events])
         more = str(events[-1].version) if len(events) == limit else "null"
         body = b"".join((b'{"items":[', items, b'],"next":', more.encode(), b"}"))
         return Response(body, media_type="application/json", headers={"Cache-Control": "no-cache"})
+
+    async def _reached(self, seq: int) -> bool:
+        """Wait for the read models; False if they are late or stand still, and rows are old."""
+        try:
+            with anyio.fail_after(REACH_SECONDS):
+                await self._source.views.reached(seq)
+        except (TimeoutError, EverlogError):
+            return False
+        return True
 
     def _user(self, request: Request) -> str:
         return LOCAL
@@ -210,6 +233,6 @@ class _Api:
         thread: str = request.path_params["thread"]
         if not await self._store.stream_version(thread_stream(thread)):
             raise HTTPException(404, f"there is no conversation {thread}")
-        if not await self._service.owners.allows(thread, self._user(request)):
+        if not await self._source.owners.allows(thread, self._user(request)):
             raise HTTPException(403, "this conversation belongs to somebody else")
         return thread

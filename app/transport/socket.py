@@ -25,6 +25,8 @@ from app.transport.protocol import CloseCode
 __all__ = ["Hub", "Socket"]
 
 log = logging.getLogger(__name__)
+frames_log = logging.getLogger(f"{__name__}.frames")
+frames_log.setLevel(logging.WARNING)  # below that, websockets reports every connection and frame
 
 HANDSHAKE_SECONDS = 10
 PING_SECONDS = 20
@@ -43,7 +45,7 @@ class Socket(ServerConnection):
     def __init__(self, hub: Hub) -> None:
         super().__init__(
             # Without extensions: permessage-deflate would cost 50 KB a connection.
-            ServerProtocol(max_size=hub.max_frame),
+            ServerProtocol(max_size=hub.max_frame, logger=frames_log),
             cast(Any, hub),  # a connection asks its Server only whether it is serving
             ping_interval=PING_SECONDS,
             ping_timeout=PING_SECONDS,
@@ -52,6 +54,8 @@ class Socket(ServerConnection):
             write_limit=WRITE_LIMIT,
         )
         self.hub = hub
+        self.foreign = False
+        """Whether a page of another site opened it."""
         self._owed: dict[str, bytes] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -181,6 +185,9 @@ class Hub:
             if not socket.connection_lost_waiter.done():
                 socket.transport.close()
             return
+        if socket.foreign:
+            await socket.close(CloseCode.ORIGIN, "this origin may not connect: see server.origins")
+            return
         self.open.add(socket)
         socket.start_keepalive()
         try:
@@ -195,7 +202,8 @@ class Hub:
             self.open.discard(socket)
 
     def _check(self, connection: ServerConnection, request: Request) -> Response | None:
-        """Refuse a handshake before it becomes a WebSocket (websockets' process_request)."""
+        """Look at a handshake before it becomes a WebSocket (websockets' process_request)."""
+        assert isinstance(connection, Socket)
         try:
             host, origin = request.headers.get("Host"), request.headers.get("Origin")
         except LookupError:  # websockets' MultipleValuesError
@@ -210,10 +218,6 @@ class Hub:
                 http.HTTPStatus.FORBIDDEN,
                 "This server does not go by that name; see the setting server.origins.\n",
             )
-        if not self._gate.origin(origin, host):
-            log.warning("Refused a WebSocket from origin %r; see server.origins", origin)
-            return connection.respond(
-                http.HTTPStatus.FORBIDDEN,
-                "Pages of this origin may not connect; see the setting server.origins.\n",
-            )
+        # A browser hides the status of a failed handshake from the page, but not a close code.
+        connection.foreign = not self._gate.origin(origin, host)
         return None

@@ -1,0 +1,278 @@
+"""`serve`: open everything in order, serve, and come to a clean end.
+
+The port is taken first, so that a busy one is reported before a model is loaded. The service
+answers while the model loads; ``/readyz`` says so. On SIGTERM or SIGINT it drains: no more
+commands, handlers and generations are checkpointed, sockets are closed with 1012 so that clients
+reconnect, and the log is closed last. A second signal ends the process at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import anyio
+import uvicorn
+from anyio.abc import TaskGroup
+
+from app.chat.app import ChatApp, builtin, load
+from app.chat.errors import LoadError
+from app.chat.runtime import Runtime
+from app.chat.watch import watch as watch_file
+from app.config import Config
+from app.engine.host import EngineHost
+from app.errors import EverlogError, StartupError
+from app.events.open import open_store
+from app.events.seal import Sealer
+from app.events.url import database_path
+from app.projections.views import Views
+from app.transport.http import application
+from app.transport.listen import listen, url_of
+from app.transport.protocol import CloseCode
+from app.transport.service import Service
+
+__all__ = ["Service", "serve"]
+
+log = logging.getLogger(__name__)
+
+CLOSE_SECONDS = 2.0
+"""Time for sockets to close, after ``server.drain_seconds`` for handlers and the engine."""
+
+
+async def serve(
+    config: Config,
+    *,
+    file: Path | None = None,
+    watch: bool = False,
+    on_ready: Callable[[Service], None] | None = None,
+) -> None:
+    """Run the service until a signal, or `Service.stop`.
+
+    Args:
+        config: All settings.
+        file: The chat author's file; None runs the built-in chat.
+        watch: Reload ``file`` when it is saved.
+        on_ready: Called once, when the service is ready to answer.
+
+    Raises:
+        StartupError: It cannot start.
+
+    """
+    with contextlib.closing(listen(config.server)) as listener:
+        async with _open(config, file, url_of(listener)) as service:
+            with _signals(service):
+                await _run(service, listener, file if watch else None, on_ready)
+
+
+@contextlib.asynccontextmanager
+async def _open(config: Config, file: Path | None, url: str) -> AsyncIterator[Service]:
+    """Open the log and the projections, and put a service together."""
+    path = database_path(config.database.url)
+    views_path = path and path.with_name(path.name + ".views")
+    node = socket.gethostname()
+    host: EngineHost | None = None
+    async with (
+        open_store(config.database.url, synchronous=config.database.synchronous) as store,
+        Views.open(store, views_path) as views,
+    ):
+        if config.engine.enabled:
+            host = EngineHost(
+                store, config.engine, worker=node, stream=config.stream, resolve=_resolve
+            )
+        app = _app(config, file, host)
+        yield Service(
+            config,
+            url=url,
+            store=store,
+            views=views,
+            runtime=Runtime(
+                store, app, node=node, views=views, stream=config.stream, chat=config.chat
+            ),
+            host=host,
+            name=app.name if file else config.chat.name,
+        )
+
+
+def _app(config: Config, file: Path | None, host: EngineHost | None) -> ChatApp:
+    """Load the chat author's file, or make the built-in chat.
+
+    Raises:
+        StartupError: The file cannot be used.
+
+    """
+    if file is None:
+        return builtin(
+            config.chat, context=lambda: host.model.context if host and host.model else None
+        )
+    try:
+        return load(file)
+    except LoadError as error:
+        raise StartupError(error.message, hint=error.hint) from error
+
+
+def _resolve(model: str) -> str:
+    from app.engine.hub import resolve
+
+    return str(resolve(model))
+
+
+# ------------------------------------------------------------------------------ lifecycle
+
+
+async def _run(
+    service: Service,
+    listener: socket.socket,
+    watched: Path | None,
+    on_ready: Callable[[Service], None] | None,
+) -> None:
+    """Start the parts, wait for the end, and take them down in order."""
+    web = _Web(service)
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(web.serve, [listener])
+            await _start(service, group, watched)
+            if not service.stopping.is_set():
+                service.state = "ready"
+                if on_ready is not None:
+                    on_ready(service)
+            await service.stopping.wait()
+            await _drain(service)
+            await web.stop()
+            group.cancel_scope.cancel()
+    except BaseExceptionGroup as errors:
+        raise _cause(errors) from None
+    finally:
+        web.abort()
+
+
+async def _start(service: Service, group: TaskGroup, watched: Path | None) -> None:
+    """Start everything behind the edge; returns when it is ready, or when the end has come."""
+    every, seconds = service.config.log.seal_every, service.config.log.seal_seconds
+    group.start_soon(Sealer(service.store, every=every, seconds=seconds).run)
+    group.start_soon(service.hint)
+    await group.start(service.runtime.run)
+    if watched is not None:
+        group.start_soon(_watch, service, watched)
+    if service.host is None:
+        return
+    settled = asyncio.Event()  # the model is loaded, or will not be waited for
+
+    async def give_up() -> None:
+        await service.stopping.wait()
+        settled.set()
+
+    group.start_soon(partial(service.host.run, ready=settled.set))
+    group.start_soon(give_up)
+    await settled.wait()
+    group.start_soon(service.report_engine)
+
+
+async def _drain(service: Service) -> None:
+    """Checkpoint what runs, then send the clients away."""
+    seconds = service.config.server.drain_seconds
+    service.drain()
+    try:
+        async with asyncio.timeout(seconds):
+            await service.runtime.drain(seconds / 2)
+            if service.host is not None:
+                await service.host.drain()
+    except TimeoutError:
+        log.warning("Not everything ended within server.drain_seconds; the log has what it has")
+    except EverlogError as error:
+        log.error("Draining failed: %s", error)
+    await service.hub.close(CloseCode.RESTART, "restart", timeout=CLOSE_SECONDS)
+
+
+async def _watch(service: Service, file: Path) -> None:
+    """Reload the chat author's file when it is saved, and tell the clients."""
+
+    async def reloaded(app: ChatApp) -> None:
+        await service.runtime.reload(app)
+        service.notice("info", "reloaded", f"{file.name} was reloaded.")
+
+    async def failed(error: LoadError) -> None:
+        log.error("%s", error.message)
+        service.notice("error", "reload_failed", error.message)
+
+    await watch_file(file, reloaded=reloaded, failed=failed)
+
+
+class _Web(uvicorn.Server):
+    """uvicorn without its signal handling: the service drains first, then ends it."""
+
+    def __init__(self, service: Service) -> None:
+        super().__init__(
+            uvicorn.Config(
+                application(service, service.gate),
+                http="httptools",
+                ws=service.hub.protocol(),
+                lifespan="off",
+                access_log=False,
+                log_config=None,
+                log_level="warning",
+                server_header=False,
+                timeout_graceful_shutdown=1,
+            )
+        )
+        self._ended = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals alone."""
+        yield
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until `stop`."""
+        try:
+            await super().serve(sockets)
+        finally:
+            self._ended.set()
+
+    async def stop(self) -> None:
+        """Finish the requests under way, then end."""
+        self.should_exit = True
+        await self._ended.wait()
+
+    def abort(self) -> None:
+        """Cut off what a `stop` has not ended."""
+        for server in getattr(self, "servers", []):
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+
+
+@contextlib.contextmanager
+def _signals(service: Service) -> Iterator[None]:
+    """Drain on the first SIGTERM or SIGINT, end at once on the second."""
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: int) -> None:
+        if service.stopping.is_set():
+            os._exit(128 + number)
+        service.stop()
+
+    taken = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
+            loop.add_signal_handler(number, on_signal, number)  # only the main thread may
+            taken.append(number)
+    try:
+        yield
+    finally:
+        for number in taken:
+            loop.remove_signal_handler(number)
+
+
+def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return our own error in a group, if there is one, else the first."""
+    found: BaseException = group.subgroup(EverlogError) or group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found
