@@ -30,6 +30,7 @@ from app.engine.frames import (
     Fatal,
     Output,
     Ready,
+    Started,
     Step,
     Stop,
     ToCore,
@@ -129,9 +130,12 @@ class Core:
         text.replay(add.output)
         ended = "stop" if text.stopped else self.scheduler.reason(sequence)
         if ended is not None:  # its committed tokens were all of it
-            rest = text.finish()
-            output = Output(request=add.request, tokens=[], text=rest, reason=ended)
-            self._out.append(Step(time=time.time(), outputs=[output]))
+            now = time.time()
+            started = Started(
+                request=add.request, prompt_tokens=sequence.prompt_len, cached_tokens=0, time=now
+            )
+            output = Output(request=add.request, tokens=[], text=text.finish(), reason=ended)
+            self._out += [started, Step(time=now, outputs=[output])]
         elif self.scheduler.add(sequence):
             self._texts[add.request] = text
 
@@ -145,8 +149,8 @@ class Core:
         if add.messages is not None:
             try:
                 prompt = self.runner.template.encode(add.messages)
-            except EverlogError as error:
-                raise InputError(error.message, field="messages", hint=error.hint) from None
+            except InputError:
+                raise
             except Exception as error:  # a template is code that came with the model
                 raise InputError(
                     f"the model's chat template refused them: {error}", field="messages"

@@ -9,6 +9,7 @@ import socket
 import sys
 from pathlib import Path
 
+import anyio
 import msgspec
 
 import app
@@ -56,7 +57,8 @@ class CoreProcess:
         try:
             await core._wait_ready()
         except BaseException:
-            await core.kill()
+            with anyio.CancelScope(shield=True):
+                await core.kill()
             raise
         return core
 

@@ -1,0 +1,331 @@
+"""The engine host: takes requests from the log, has a core compute them, writes what comes out.
+
+Everything it does can be lost: a new host finds in the log what there is to do. All that a request
+becomes is written under the fence of its claim; a refusal means that it is no longer ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+
+import anyio
+import msgspec
+from anyio.abc import TaskStatus
+
+from app.config import EngineConfig, StreamConfig
+from app.engine.claims import Claims
+from app.engine.deadlines import Deadlines
+from app.engine.frames import CoreConfig, Ready, Step
+from app.engine.supervisor import Backoff, CoreProcess
+from app.errors import StartupError
+from app.events import codec
+from app.events.catalogue import Payload, WorkerCrashed, WorkerDrained, WorkerStarted
+from app.events.envelope import Event
+from app.events.store import Append, EventStore, StoreClosed, StoreError
+
+__all__ = ["EngineHost"]
+
+log = logging.getLogger(__name__)
+
+_WATCHED = ("request.queued", "request.abandoned", "request.cancelled", "request.failed")
+
+
+class EngineHost:
+    """Runs requests of a log on this machine.
+
+    Attributes:
+        model: What the core loaded; None before it is ready.
+        state: ``starting``, ``ready``, ``restarting`` (the core died), ``stopped`` or ``failed``.
+
+    Args:
+        store: The log.
+        config: The engine; ``model`` is a path, or a name that ``resolve`` knows.
+        worker: Name of this worker, unique among all that share the log, the same at every start.
+        stream: How tokens are batched into events.
+        resolve: Path of a model's files by its name.
+
+    """
+
+    def __init__(
+        self,
+        store: EventStore,
+        config: EngineConfig,
+        *,
+        worker: str,
+        stream: StreamConfig | None = None,
+        resolve: Callable[[str], str] = str,
+    ) -> None:
+        self.model: Ready | None = None
+        self.state = "starting"
+        self._store = store
+        self._config = config
+        self._worker = worker
+        self._resolve = resolve
+        self._claims = Claims(store, stream or StreamConfig(), worker=worker, freed=self._freed)
+        self._deadlines = Deadlines(store, self._claims.holds)
+        self._work = asyncio.Event()
+        self._more = False  # the last claim took all it could
+        self._lost = False  # authority: claims must be given back before new ones are made
+        self._alarm = asyncio.Event()
+        self._draining = False
+        self._drained = asyncio.Lock()
+        self._scope = anyio.CancelScope()
+
+    # -------------------------------------------------------------------------------- life
+
+    async def run(
+        self,
+        *,
+        ready: Callable[[], None] | None = None,
+        task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve until cancelled or drained; restarts the core when it dies.
+
+        Args:
+            ready: Called once, when the model is loaded and requests are taken.
+            task_status: The same for `anyio.abc.TaskGroup.start`.
+
+        Raises:
+            StartupError: The core cannot be started the first time.
+            StoreError: The log was closed under it.
+
+        """
+        try:
+            with self._scope:
+                head = await self._store.head()
+                await self._store.expire(worker=self._worker, reason="the worker was restarted")
+                core = await self._launch()
+                if ready is not None:
+                    ready()
+                task_status.started()
+                await self._serve(core, head)
+        except BaseException as error:
+            self.state = "failed" if isinstance(error, Exception) else self.state
+            raise
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self.drain()
+
+    async def drain(self) -> None:
+        """Give everything back, so that the next start goes on from it, and stop the core.
+
+        What the core produced until now is committed first. `run` returns afterwards.
+        """
+        async with self._drained:
+            if self._draining:
+                return
+            self._draining = True
+            failed = self.state == "failed"
+            self._claims.give_up()
+            try:
+                await self._claims.flusher.flush(everything=True)
+                await self._store.expire(worker=self._worker, reason="drained")
+                await self._tell(WorkerDrained(worker=self._worker))
+            except StoreError as error:
+                log.warning("could not give requests back: %s; they wait for their lease", error)
+            finally:
+                core, self._claims.core = self._claims.core, None
+                if core is not None:
+                    await core.stop()
+                self.state = "failed" if failed else "stopped"
+                self._scope.cancel()
+
+    async def _serve(self, core: CoreProcess, head: int) -> None:
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._watch, head)
+                group.start_soon(self._keep_leases)
+                group.start_soon(self._write)
+                group.start_soon(self._deadlines.run)
+                group.start_soon(self._compute, core)
+        except BaseExceptionGroup as errors:
+            raise _first(errors) from None
+
+    async def _launch(self) -> CoreProcess:
+        path = await asyncio.to_thread(self._resolve, self._config.model)
+        names = CoreConfig.__struct_fields__
+        settings = {name: getattr(self._config, name) for name in names}
+        core = await CoreProcess.launch(CoreConfig(**{**settings, "model": path}))
+        self._claims.core = core
+        self.model = core.ready
+        await self._tell(
+            WorkerStarted(
+                worker=self._worker,
+                model=core.ready.model,
+                weights=core.ready.weights,
+                device=core.ready.device,
+                pid=core.pid,
+                context=core.ready.context,
+                blocks=core.ready.blocks,
+            )
+        )
+        self.state = "ready"
+        return core
+
+    async def _compute(self, core: CoreProcess) -> None:
+        """Use one core after the other."""
+        backoff = Backoff()
+        while True:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._claim, core)
+                if await self._read(core):
+                    backoff.reset()
+                group.cancel_scope.cancel()
+            if self._draining:
+                return
+            self.state = "restarting"
+            await self._crashed(await core.ended())
+            core = await self._relaunch(backoff)
+
+    async def _relaunch(self, backoff: Backoff) -> CoreProcess:
+        while True:
+            await asyncio.sleep(backoff.next())
+            try:
+                return await self._launch()
+            except StartupError as error:
+                log.error("%s; trying again", error)
+
+    async def _crashed(self, reason: str) -> None:
+        """Write down what was lost with a core; its requests go back into the queue."""
+        requests = self._claims.crashed(reason)
+        log.error("%s; %d requests go on with the next one", reason, len(requests))
+        try:
+            await self._claims.flusher.flush(everything=True)
+            await self._tell(WorkerCrashed(worker=self._worker, reason=reason, requests=requests))
+            await self._store.expire(worker=self._worker, reason=f"crash: {reason}")
+        except StoreError as error:
+            self._lose(error)
+
+    # -------------------------------------------------------------------------- log -> core
+
+    async def _watch(self, after: int) -> None:
+        """Follow what concerns the queue."""
+        await self._deadlines.load()
+        async for events in self._store.follow(after=after, types=_WATCHED):
+            for event in events:
+                self._saw(event)
+
+    def _saw(self, event: Event) -> None:
+        if event.type == "request.queued":
+            self._deadlines.note(event)
+            self._work.set()
+            return
+        request = event.request or ""
+        if event.type == "request.abandoned":
+            self._work.set()
+            self._claims.lost(request, epoch=_epoch(event.data))
+        else:
+            self._claims.lost(request)
+
+    def _freed(self) -> None:
+        if self._more:
+            self._work.set()
+
+    async def _claim(self, core: CoreProcess) -> None:
+        """Take requests from the queue whenever there is room, and send them to the core."""
+        names = sorted({self._config.model, core.ready.model})
+        capacity = self._config.max_batch + max(2, self._config.max_batch // 4)
+        while not self._draining:
+            self._work.clear()
+            room = capacity - len(self._claims)
+            if room > 0 and not self._lost:
+                try:
+                    claimed = await self._store.claim(
+                        worker=self._worker,
+                        limit=room,
+                        lease=self._config.lease_seconds,
+                        models=names,
+                    )
+                    self._more = len(claimed) == room
+                    for claim in claimed:
+                        await self._claims.take(claim)
+                except StoreError as error:
+                    self._lose(error)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._config.lease_seconds / 2):
+                    await self._work.wait()
+
+    async def _read(self, core: CoreProcess) -> bool:
+        """Take in frames until the core is gone; returns whether it computed anything."""
+        worked = False
+        while frames := await core.receive():
+            for frame in frames:
+                worked = worked or isinstance(frame, Step)
+                self._claims.handle(frame)
+        return worked
+
+    async def _write(self) -> None:
+        while True:
+            try:
+                await self._claims.flusher.run()
+            except StoreError as error:
+                self._lose(error)
+
+    def _lose(self, error: StoreError) -> None:
+        """The log did not take our word: whatever we hold may be another's by now.
+
+        Raises:
+            StoreClosed: There is no log any more.
+
+        """
+        if isinstance(error, StoreClosed):
+            raise error
+        log.error("lost authority over %d requests: %s", len(self._claims), error)
+        self._lost = True
+        self._alarm.set()
+        self._claims.lost_all()
+
+    async def _keep_leases(self) -> None:
+        """Renew our leases, and sweep up those of workers that did not."""
+        lease = self._config.lease_seconds
+        while True:
+            with anyio.move_on_after(lease / 3):
+                await self._alarm.wait()
+                self._alarm.clear()
+                await asyncio.sleep(min(1.0, lease / 3))
+            mine = self._claims.fences()
+            try:
+                if self._lost:
+                    await self._store.expire(worker=self._worker, reason="lost authority")
+                    self._lost = False
+                    self._work.set()
+                held = set(await self._store.heartbeat(worker=self._worker, lease=lease))
+                await self._store.expire()
+            except StoreError as error:
+                self._lose(error)
+                continue
+            for fence in mine:
+                if fence not in held:
+                    self._claims.lost(fence.request, epoch=fence.epoch)
+
+    async def _tell(self, payload: Payload) -> None:
+        """Append an event about this worker."""
+        event = codec.new(payload, actor=f"engine:{self._worker}")
+        try:
+            await self._store.append(Append(stream=f"worker/{self._worker}", events=[event]))
+        except StoreClosed:
+            raise
+        except StoreError as error:  # a note for people; nothing depends on it
+            log.warning("could not write %s: %s", event.type, error)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error inside nested groups."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+class _Abandoned(msgspec.Struct):
+    epoch: int
+
+
+_abandoned = msgspec.json.Decoder(_Abandoned)
+
+
+def _epoch(data: bytes) -> int:
+    return _abandoned.decode(data).epoch
