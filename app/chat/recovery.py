@@ -2,41 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from app.events.catalogue import RunStarted
 from app.events.codec import decode
 from app.events.envelope import thread_of
 from app.events.store import EventStore
+from app.projections.views import Views
 
-__all__ = ["UnfinishedRuns", "unfinished_threads"]
+__all__ = ["unfinished_threads"]
 
 _ENDS = ("run.completed", "run.failed", "run.stopped", "run.interrupted")
 
 
-class _Row(Protocol):
-    @property
-    def thread(self) -> str: ...
-
-    @property
-    def node(self) -> str: ...
-
-
-class UnfinishedRuns(Protocol):
-    """The part of ``Views`` that recovery reads."""
-
-    async def reached(self, seq: int) -> None:
-        """Wait until the views hold the log up to ``seq``."""
-        ...
-
-    async def unfinished_runs(self) -> list[_Row]:
-        """Runs that have begun and not ended."""
-        ...
-
-
-async def unfinished_threads(
-    store: EventStore, views: UnfinishedRuns | None, node: str
-) -> list[str]:
+async def unfinished_threads(store: EventStore, views: Views | None, node: str) -> list[str]:
     """Return the threads with an unfinished run of ``node``, oldest first."""
     if views is not None:
         await views.reached(await store.head())

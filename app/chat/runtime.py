@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 
 import anyio
 from anyio.abc import TaskStatus
@@ -24,7 +25,7 @@ from app.chat.commands import (
 )
 from app.chat.errors import Refused
 from app.chat.hooks import ChatApp
-from app.chat.recovery import UnfinishedRuns, unfinished_threads
+from app.chat.recovery import unfinished_threads
 from app.chat.run import GRACE, Shared
 from app.chat.thread import ThreadRuns
 from app.config import ChatConfig, StreamConfig
@@ -32,6 +33,7 @@ from app.errors import InputError
 from app.events.catalogue import MessageFeedback, ThreadDeleted, ThreadRenamed
 from app.events.codec import new
 from app.events.store import EventStore
+from app.projections.views import Views
 
 __all__ = ["CHAT_END_SECONDS", "Runtime"]
 
@@ -65,7 +67,7 @@ class Runtime:
         app: ChatApp,
         *,
         node: str,
-        views: UnfinishedRuns | None = None,
+        views: Views | None = None,
         stream: StreamConfig | None = None,
         chat: ChatConfig | None = None,
         chat_end_seconds: float = CHAT_END_SECONDS,
@@ -86,8 +88,17 @@ class Runtime:
         """How many runs are under way."""
         return len(self._shared.active)
 
-    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Recover, then serve until cancelled. Commands work once ``task_status`` has started.
+    async def run(
+        self,
+        *,
+        ready: Callable[[], None] | None = None,
+        task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Recover, then serve until cancelled.
+
+        Args:
+            ready: Called once, when commands are taken.
+            task_status: The same for `anyio.abc.TaskGroup.start`.
 
         Cancelled without `drain`, it leaves runs open in the log, as a crash does; the next start
         of this node ends or resumes them.
@@ -98,6 +109,8 @@ class Runtime:
             try:
                 for thread in await unfinished_threads(self._store, self._views, self._shared.node):
                     await self._thread(thread).recover()
+                if ready is not None:
+                    ready()
                 task_status.started()
                 await self._follow_stops(head)
             finally:
@@ -195,7 +208,7 @@ class Runtime:
         and nobody had it open in this process.
 
         Raises:
-            Refused: ``forbidden``, or ``not_found`` for a deleted thread.
+            Refused: ``forbidden``.
 
         """
         runs = self._thread(thread)

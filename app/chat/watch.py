@@ -15,7 +15,7 @@ from app.chat.loader import load
 __all__ = ["watch"]
 
 #: Milliseconds without a further change before a reload; an editor's save is several changes.
-DEBOUNCE_MS = 200
+STEP_MS = 200
 
 
 async def watch(
@@ -32,12 +32,8 @@ async def watch(
         failed: Gets the error when it cannot be loaded; the old app stays in use.
 
     """
-    async for _ in awatch(
-        path.absolute().parent,
-        watch_filter=PythonFilter(),
-        debounce=DEBOUNCE_MS * 4,
-        step=DEBOUNCE_MS,
-    ):
+    changes = awatch(_folder(path), watch_filter=PythonFilter(), debounce=4 * STEP_MS, step=STEP_MS)
+    async for _ in changes:
         try:
             # In a thread: an import may take seconds, and chats go on meanwhile.
             app = await anyio.to_thread.run_sync(load, path)
@@ -45,3 +41,7 @@ async def watch(
             await failed(error)
         else:
             await reloaded(app)
+
+
+def _folder(path: Path) -> Path:
+    return path.resolve().parent
