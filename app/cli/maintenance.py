@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -111,3 +112,51 @@ async def _open_and_close(loaded: Loaded) -> None:
     database = loaded.config.database
     async with open_store(database.url, synchronous=database.synchronous):
         pass
+
+
+# ------------------------------------------------------------------------- export, import
+
+
+@everlog.command("export")
+@click.argument("file", type=click.File("wb", lazy=True), default="-")
+@click.option("--after", type=click.IntRange(0), default=0, metavar="SEQ", help="Only later ones.")
+@with_settings
+def export_log(loaded: Loaded, file: BinaryIO, after: int) -> None:
+    """Write the log as JSON Lines to FILE, or to stdout.
+
+    Positions, hashes and seals survive; `everlog import` makes the same log of it.
+    """
+    import asyncio
+
+    count = asyncio.run(_export(loaded, file, after))
+    click.echo(f"{count:,} events exported", err=True)
+
+
+async def _export(loaded: Loaded, file: BinaryIO, after: int) -> int:
+    from app.cli.access import reading
+    from app.events.transfer import export_events
+
+    async with reading(loaded) as store:
+        with progress("Exporting", "events") as advance:
+            return await export_events(store, file, after=after, progress=advance)
+
+
+@everlog.command("import")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@with_settings
+def import_log(loaded: Loaded, file: Path) -> None:
+    """Fill a new database from JSON Lines that `everlog export` wrote."""
+    import asyncio
+
+    count = asyncio.run(_import(loaded, file))
+    click.echo(f"{styled('✓ ', 'good')}{count:,} events imported")
+
+
+async def _import(loaded: Loaded, file: Path) -> int:
+    from app.events.open import open_store
+    from app.events.transfer import import_events
+
+    database = loaded.config.database
+    async with open_store(database.url, synchronous=database.synchronous) as store:
+        with progress("Importing", "events") as advance:
+            return await import_events(store, file, progress=advance)

@@ -36,15 +36,15 @@ def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
     @setting("--database", "database.url", metavar="URL")
     @click.option(
         "--config",
-        "file",
+        "config_file",
         type=click.Path(path_type=Path),
         metavar="FILE",
         help=f"Settings file instead of {FILE} in the working directory.",
     )
     @click.pass_context
     @functools.wraps(command)
-    def wrapped(ctx: click.Context, /, file: Path | None, **arguments: Any) -> Any:
-        loaded: Loaded = load(ctx.meta.get(_META, {}), file=file)
+    def wrapped(ctx: click.Context, /, config_file: Path | None, **arguments: Any) -> Any:
+        loaded: Loaded = load(ctx.meta.get(_META, {}), file=config_file)
         return command(loaded=loaded, **arguments)
 
     return wrapped

@@ -37,8 +37,18 @@ def _first(group: BaseExceptionGroup[Any]) -> BaseException:
     return found
 
 
+ORDER = (
+    *("serve", "ask", "threads", "show", "replay", "timeline", "events", "head", "verify"),
+    *("rebuild", "export", "import", "migrate", "models", "config", "doctor"),
+)
+
+
 class Root(click.Group):
     """Reports `EverlogError`, and is quiet about Ctrl-C and closed pipes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands in the order people need them."""
+        return sorted(self.commands, key=ORDER.index)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; see the class."""

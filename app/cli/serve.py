@@ -1,0 +1,163 @@
+"""Command ``serve``: the service, with a banner when it is ready."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from app import __version__
+from app.cli.console import clean, console, progress, styled
+from app.cli.options import setting, with_settings
+from app.cli.root import everlog
+from app.config import Config, LogConfig
+from app.errors import EverlogError, InputError, StartupError
+from app.settings import Loaded
+
+if TYPE_CHECKING:
+    from app.transport.server import Service
+
+
+@everlog.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@setting("--host", "server.host", metavar="ADDRESS")
+@setting("--port", "server.port", metavar="NUMBER")
+@setting("--model", "engine.model", metavar="NAME")
+@setting("--no-engine", "engine.enabled", flag_value="false", help="Run no engine in this process.")
+@click.option("--watch", is_flag=True, help="Load FILE again whenever it is saved.")
+@with_settings
+def serve(loaded: Loaded, file: Path | None, watch: bool) -> None:
+    """Run the service: chat in the browser, engine and log.
+
+    FILE holds your handlers; without one the built-in chat answers. The first start fetches the
+    default model. Ctrl-C or SIGTERM ends it cleanly: generations go on at the next start.
+    """
+    config = loaded.config
+    if watch and file is None:
+        raise InputError("needs FILE", field="--watch", hint="everlog serve chat.py --watch")
+    if file is not None and not file.is_file():
+        raise InputError(f"There is no file {file}", field="FILE")
+    configure_logging(config.log)
+    try:
+        _run(config, file, watch)
+    except StartupError:
+        raise
+    except EverlogError as error:
+        raise StartupError(str(error), hint=error.hint) from error
+
+
+def _run(config: Config, file: Path | None, watch: bool) -> None:
+    if config.engine.enabled:
+        _fetch_model(config)
+        if sys.stdout.isatty():
+            click.echo(styled(f"Loading {config.engine.model} ...", "dim"))
+    import uvloop
+
+    from app.transport.server import serve
+
+    started = time.monotonic()
+
+    def on_ready(service: Service) -> None:
+        banner(service, time.monotonic() - started)
+
+    uvloop.run(serve(config, file=file, watch=watch, on_ready=on_ready))
+
+
+def _fetch_model(config: Config) -> None:
+    """Fetch the model if it is not here yet, after a look whether serving can work at all."""
+    from app.engine import hub
+
+    if hub.find(config.engine.model) is not None:
+        return
+    from app.transport.listen import listen
+
+    listen(config.server).close()  # rather now than after a download
+    with progress(f"Fetching {config.engine.model}", "bytes") as advance:
+        hub.resolve(config.engine.model, progress=advance)
+
+
+# --------------------------------------------------------------------------------- banner
+
+
+def facts(service: Service) -> dict[str, str]:
+    """Return what a person wants to know of a service that has become ready."""
+    found = {"url": service.url, "database": str(service.database or "memory (lost on exit)")}
+    model = service.model
+    if model is None:
+        return found | {"model": "none: this process runs no engine"}
+    where = f"{model.threads} CPU threads" if model.device == "cpu" else model.device
+    return found | {
+        "model": f"{model.model} ({model.parameters / 1e6:,.0f} M parameters, {model.dtype})",
+        "context": f"{model.context:,} tokens",
+        "device": where,
+    }
+
+
+def banner(service: Service, seconds: float) -> None:
+    """Say that it is ready: framed on a terminal, one log record elsewhere in JSON, else lines."""
+    shown = facts(service)
+    if not sys.stdout.isatty():
+        log = logging.getLogger("everlog")
+        log.info("ready in %.1f s at %s", seconds, service.url, extra={"facts": shown})
+        return
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    for name, value in shown.items():
+        style = "bold cyan" if name == "url" else ""
+        table.add_row(Text(name, style="dim"), Text(clean(value), style=style))
+    title = Text(f"Everlog {__version__} is ready after {seconds:.1f} s", style="bold")
+    console().print(Panel(table, title=title, subtitle="Ctrl-C to stop", expand=False))
+
+
+# -------------------------------------------------------------------------------- logging
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, and what the record has beside."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a record."""
+        line: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        line |= getattr(record, "facts", {})
+        return msgspec.json.encode(line).decode()
+
+
+class Lines(logging.Formatter):
+    """For people: clock, level where it matters, message, and facts on lines of their own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a record."""
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        text = f"{clock}  {level}{record.getMessage()}"
+        for name, value in getattr(record, "facts", {}).items():
+            text += f"\n          {name:<9} {value}"
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        return text
+
+
+def configure_logging(config: LogConfig) -> None:
+    """Send log records to stderr: text on a terminal, else JSON lines, or as the setting says."""
+    text = config.format == "text" or (config.format == "auto" and sys.stderr.isatty())
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Lines() if text else JsonLines())
+    logging.basicConfig(handlers=[handler], level=config.level.upper(), force=True)
+    for noisy in ("uvicorn.error", "websockets", "watchfiles", "asyncio"):
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.root.level))
