@@ -34,9 +34,9 @@ Progress = Callable[[int, int, float], None]
 
 
 class Rebuilt(msgspec.Struct, frozen=True):
-    """What a rebuild did. ``seq`` is the last event in the new tables."""
+    """What a rebuild did: projections with their new generation, up to event ``seq``."""
 
-    names: list[str]
+    generations: dict[str, int]
     events: int
     seconds: float
     seq: int
@@ -78,8 +78,8 @@ async def rebuild(
     finally:
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(filler.close)
-    names = [projection.name for projection in projections]
-    return Rebuilt(names, filler.done, time.perf_counter() - began, filler.seq)
+    generations = {p.name: g for p, g in zip(projections, filler.generations, strict=True)}
+    return Rebuilt(generations, filler.done, time.perf_counter() - began, filler.seq)
 
 
 async def _swap(store: EventStore, filler: _Filler) -> None:
@@ -108,7 +108,7 @@ class _Filler:
         self.swapped = False
         try:
             with ledger.transaction(self._connection):
-                self._generations = [
+                self.generations = [
                     ledger.take(self._connection, projection, self._token, stale=STALE_SECONDS)
                     for projection in projections
                 ]
@@ -117,7 +117,7 @@ class _Filler:
             raise
         self._rows = [
             Rows(self._connection, p.prefix(generation), p.tables, p.pieces, fresh=True)
-            for p, generation in zip(projections, self._generations, strict=True)
+            for p, generation in zip(projections, self.generations, strict=True)
         ]
 
     def fill(self, events: Sequence[Event]) -> None:
@@ -154,7 +154,7 @@ class _Filler:
     def swap(self) -> None:
         """Write what is left, let the new generations serve and drop the old, all at once."""
         self._flush()
-        for projection, generation in zip(self._projections, self._generations, strict=True):
+        for projection, generation in zip(self._projections, self.generations, strict=True):
             old = ledger.position(self._connection, projection.name)
             ledger.release(self._connection, projection.name, self._token)
             ledger.point(
@@ -179,7 +179,7 @@ class _Filler:
         try:
             if not self.swapped:
                 with ledger.transaction(self._connection):
-                    for p, generation in zip(self._projections, self._generations, strict=True):
+                    for p, generation in zip(self._projections, self.generations, strict=True):
                         if ledger.release(self._connection, p.name, self._token):
                             ledger.drop(self._connection, p.prefix(generation))
         finally:

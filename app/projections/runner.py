@@ -62,6 +62,7 @@ class Runner:
         self._moved = asyncio.Event()
         self._wanted = asyncio.Event()
         self._waiting = 0
+        self._idling: asyncio.Timeout | None = None
         self.standings: dict[str, Standing] = {}
         self.trouble: str | None = None
 
@@ -91,22 +92,38 @@ class Runner:
 
     async def _step(self) -> None:
         running = [s.seq for s in self.standings.values() if s.error is None]
-        if not running:
-            await asyncio.sleep(POLL_SECONDS)
-            return self._move(await self._call(self._folder.refresh))
-        after = min(running)
-        try:
-            async with asyncio.timeout(POLL_SECONDS):
-                await self._store.wait(after=after)
-        except TimeoutError:
-            return self._move(await self._call(self._folder.refresh))
+        after = min(running, default=-1)
+        if not await self._news(after):
+            self._move(await self._call(self._folder.refresh))
+            return
         events = await self._store.fetch(after=after, limit=BATCH)
         if len(events) == BATCH:
             events += await self._store.fetch(after=events[-1].seq, limit=BULK - BATCH)
         began = time.perf_counter()
         self._move(await self._call(lambda: self._folder.fold(after, events)))
         await self._pause(time.perf_counter() - began)
-        return None
+
+    async def _news(self, after: int) -> bool:
+        """Wait for an event past ``after`` (-1: none counts); False: look at the file instead."""
+        try:
+            async with asyncio.timeout(POLL_SECONDS) as self._idling:
+                if after < 0:
+                    await asyncio.Event().wait()
+                await self._store.wait(after=after)
+        except TimeoutError:
+            return False
+        finally:
+            self._idling = None
+        return True
+
+    async def notice(self, generations: dict[str, int]) -> None:
+        """Take generations over that a rebuild in this process has let serve."""
+        with contextlib.suppress(TimeoutError):  # the runner has ended, or has trouble
+            async with asyncio.timeout(2 * POLL_SECONDS):
+                while any(self.standings[n].generation < g for n, g in generations.items()):
+                    if self._idling is not None:
+                        self._idling.reschedule(asyncio.get_running_loop().time())
+                    await self._moved.wait()
 
     async def _call(self, function: Callable[[], T]) -> T:
         """Run in a thread, to the end even when cancelled: a transaction is never left open."""

@@ -195,17 +195,21 @@ class Views:
 
     async def checkpoints(self) -> list[Checkpoint]:
         """Say where each projection stands."""
+        positions = await self._read(
+            lambda connection, _: {n: ledger.position(connection, n) for n in PROJECTIONS}
+        )
         head, runner = await self._store.head(), self._runner
         return [
             Checkpoint(
                 name=name,
-                version=PROJECTIONS[name].version,
-                generation=standing.generation,
-                seq=standing.seq,
-                behind=max(head - standing.seq, 0),
-                error=standing.error or runner.trouble,
+                version=position.version,
+                generation=position.generation,
+                seq=position.seq,
+                behind=max(head - position.seq, 0),
+                error=runner.standings[name].error or position.error or runner.trouble,
             )
-            for name, standing in runner.standings.items()
+            for name, position in positions.items()
+            if position is not None
         ]
 
     async def rebuild(
@@ -218,4 +222,6 @@ class Views:
             EverlogError: Another rebuild is at work, or an event is newer than this code.
 
         """
-        return await rebuild(self._store, self._path, named(names), progress=progress)
+        done = await rebuild(self._store, self._path, named(names), progress=progress)
+        await self._runner.notice(done.generations)
+        return done

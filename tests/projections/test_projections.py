@@ -1,0 +1,187 @@
+"""The projections against the fold of states, and rebuilt tables against those kept live."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.events import catalogue as c
+from app.events.memory import MemoryStore
+from app.projections import ledger
+from app.projections.state import ThreadState, load
+from app.projections.views import Span, Views
+from tests.projections.histories import SECOND, History, histories, write
+from tests.support.projections import assert_rebuild_equals_live, dump
+
+
+@settings(max_examples=60, deadline=None)
+@given(log=histories(), sizes=st.lists(st.integers(1, 9), min_size=1, max_size=5))
+async def test_rebuilt_equals_live_and_both_equal_the_fold(log: History, sizes: list[int]) -> None:
+    """Live: any batches, with a restart between any two of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "views"
+        async with MemoryStore() as store:
+            done = 0
+            for turn in range(len(log.events)):
+                size = sizes[turn % len(sizes)] * (1 + turn)
+                await write(store, log.events[done : done + size])
+                done += size
+                if done >= len(log.events) or turn < 3:
+                    async with Views.open(store, path) as views:
+                        await views.reached(await store.head())
+                if done >= len(log.events):
+                    break
+            await assert_rebuild_equals_live(store, path)
+            for thread in ("t", "u"):
+                state = await load(store, thread)
+                if state is not None:
+                    _assert_same(state, path)
+
+
+def _assert_same(state: ThreadState, path: Path) -> None:
+    connection = ledger.connect(str(path), readonly=True)
+    try:
+        position = ledger.position(connection, "history")
+        assert position is not None
+        prefix = f"history_{position.generation}_"
+        thread = connection.execute(
+            "SELECT owner, title, version, deleted, created, updated"
+            f" FROM {prefix}thread WHERE id = ?",
+            (state.id,),
+        ).fetchone()
+        messages = connection.execute(
+            "SELECT id, role, status, iif(ended IS NULL, NULL, text), run, request, version,"
+            " created, ended, edited, feedback"
+            f" FROM {prefix}message WHERE thread = ? ORDER BY first",
+            (state.id,),
+        ).fetchall()
+        runs = connection.execute(
+            f"SELECT id, status, node, ended FROM {prefix}run WHERE thread = ?", (state.id,)
+        ).fetchall()
+    finally:
+        connection.close()
+    s = state
+    assert thread == (s.owner, s.title, s.version, s.deleted, s.created, s.updated)
+    assert messages == [
+        (
+            m.id,
+            m.role,
+            m.status,
+            None if m.ended is None else m.content,
+            m.run,
+            m.request,
+            m.version,
+            m.created,
+            m.ended,
+            m.edited,
+            m.feedback.value if m.feedback else 0,
+        )
+        for m in state.messages
+    ]
+    assert sorted(runs) == sorted((r.id, r.status, r.node, r.ended) for r in state.runs)
+
+
+async def spans(log: History) -> list[Span]:
+    async with MemoryStore() as store, Views.open(store, None) as views:
+        await write(store, log.events)
+        await views.reached(await store.head())
+        return await views.timeline("t")
+
+
+async def test_phases_of_a_request_follow_each_other_without_a_gap() -> None:
+    log = History()
+    log.ask()
+    log.generate("q1", "a", "b")
+    log.move("q1", "request.preempted")
+    log.move("q1", "request.resumed")
+    log.generate("q1", "c")
+    log.move("q1", "request.abandoned")
+    log.generate("q1", "d")
+    log.move("q1", "request.finished", text="abcd")
+    found = await spans(log)
+    phases = [span for span in found if span.kind == "phase"]
+    assert [(p.name, p.detail["tokens"]) for p in phases] == [
+        ("queue", 0),
+        ("prefill", 0),
+        ("decode", 2),
+        ("preempted", 0),
+        ("prefill", 0),
+        ("decode", 1),
+        ("queue", 0),
+        ("prefill", 0),
+        ("decode", 1),
+    ]
+    assert [p.start for p in phases[1:]] == [p.end for p in phases[:-1]]
+    assert {p.parent for p in phases} == {"q1"}
+    (request,) = (span for span in found if span.kind == "request")
+    assert (request.status, request.parent, request.detail["tokens"]) == ("finished", "r1", 4)
+    assert (request.start, request.end) == (phases[0].start, phases[-1].end)
+    (answer,) = (span for span in found if span.id == "a1")
+    assert answer.detail["first_token"] == phases[2].start == request.detail["first_token"]
+    assert (answer.status, answer.end, answer.parent) == ("done", request.end, "r1")
+
+
+async def test_steps_stand_under_their_run_and_requests_under_their_step() -> None:
+    log = History()
+    log.add(c.RunStarted(run="r1", hook="on_message", node="n"))
+    log.add(c.StepStarted(step="s1", name="plan"), run="r1")
+    log.add(c.StepStarted(step="s2", name="llm", parent="s1", request="q1"), run="r1")
+    log.move("q1", "request.queued", run="r1")
+    log.move("q2", "request.queued", run="r1")
+    log.add(c.StepStarted(step="s3", name="llm", request="q2"), run="r1")
+    log.add(c.StepCompleted(step="s2"), run="r1")
+    log.add(c.RunInterrupted(run="r1", reason="crash"))
+    found = {span.id: span for span in await spans(log)}
+    parents = {id: found[id].parent for id in ("r1", "s1", "s2", "q1", "s3", "q2")}
+    expected = {"r1": None, "s1": "r1", "s2": "s1", "q1": "s2", "s3": "r1", "q2": "s3"}
+    assert parents == expected
+    statuses = {id: found[id].status for id in ("r1", "s1", "s2", "s3")}
+    interrupted = {"r1": "interrupted", "s1": "interrupted", "s3": "interrupted"}
+    assert statuses == {**interrupted, "s2": "completed"}
+    assert found["s1"].end == found["r1"].end == len(log.events) * SECOND
+    assert found["r1"].detail["reason"] == "crash"
+
+
+async def test_requests_outside_conversations_have_rows() -> None:
+    log = History()
+    log.move("q1", "request.queued", stream="request/q1")
+    log.move("q1", "request.claimed", stream="request/q1")
+    log.move("q1", "request.started", stream="request/q1")
+    log.move("q1", "tokens.generated", stream="request/q1")
+    log.ask(2)
+    async with MemoryStore() as store, Views.open(store, None) as views:
+        await write(store, log.events)
+        await views.reached(len(log.events))
+        in_thread, alone = await views.requests()
+        (running,) = await views.requests(state="running")
+        (one,) = await views.requests(limit=1)
+    assert running == alone and one == in_thread
+    assert (alone.thread, alone.stream, alone.worker) == (None, "request/q1", "w")
+    assert (alone.prompt_tokens, alone.completion_tokens, alone.queue_ms) == (7, 1, 1.5)
+    assert alone.first_token is not None and alone.ended is None
+    assert (in_thread.thread, in_thread.run, in_thread.state) == ("t", "r2", "queued")
+
+
+async def test_text_of_a_failed_request_is_joined_from_its_batches(tmp_path: Path) -> None:
+    path = tmp_path / "views"
+    log = History()
+    log.ask()
+    log.generate("q1", "one ", "two ")
+    async with MemoryStore() as store:
+        async with Views.open(store, path) as views:
+            await write(store, log.events)
+            await views.reached(len(log.events))
+        assert [row[-1] for row in dump(path)["history piece"]] == ["one ", "two "]
+        cut = len(log.events)
+        log.generate("q1", "three")
+        log.move("q1", "request.failed", text="broken")
+        async with Views.open(store, path) as views:
+            await write(store, log.events[cut:])
+            await views.reached(len(log.events))
+            row = await views.thread("t")
+        assert row is not None and row.preview == "one two three"
+        assert dump(path)["history piece"] == []
+        await assert_rebuild_equals_live(store, path)

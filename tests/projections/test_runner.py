@@ -1,0 +1,365 @@
+"""The runner: exactly once, whatever happens to the process, the file, the log or an event."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from app.errors import EverlogError, InputError, StartupError
+from app.events import catalogue as c
+from app.events.codec import new
+from app.events.envelope import NewEvent
+from app.events.memory import MemoryStore
+from app.events.open import open_store
+from app.events.store import Append
+from app.projections import ledger, rebuild, runner
+from app.projections.history import History as HistoryProjection
+from app.projections.views import Views
+from tests.projections.histories import History, write
+from tests.support.projections import assert_rebuild_equals_live, dump
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def long_log(threads: int, tokens: int) -> History:
+    log = History()
+    for n in range(threads):
+        log.thread = f"t{n}"
+        log.add(c.ThreadCreated(owner="local"))
+        log.ask(1000 + n)
+        log.generate(f"q{1000 + n}", *[f" w{i}" for i in range(tokens)])
+        if n % 3:
+            log.move(f"q{1000 + n}", "request.finished", text="whole")
+            log.add(c.RunCompleted(run=f"r{1000 + n}"))
+    return log
+
+
+def seq_of(path: Path, name: str = "history") -> int:
+    connection = ledger.connect(str(path), readonly=True)
+    try:
+        position = ledger.position(connection, name)
+        return position.seq if position is not None else -1
+    except ledger.sqlite3.OperationalError:  # the child has not made the tables yet
+        return -1
+    finally:
+        connection.close()
+
+
+CHILD = """
+import asyncio, sys
+from app.events.open import open_store
+from app.projections import rebuild, runner
+from app.projections.views import Views
+
+runner.BATCH, runner.BULK, rebuild.BATCH = 50, 100, 100
+
+async def main():
+    async with open_store(sys.argv[1], read_only=True) as store:
+        async with Views.open(store, sys.argv[2]) as views:
+            if sys.argv[3] == "rebuild":
+                await views.reached(await store.head())
+                print("rebuilding", flush=True)
+                await views.rebuild()
+                print("rebuilt", flush=True)
+            else:
+                await views.reached(await store.head())
+
+asyncio.run(main())
+"""
+
+
+def child(database: Path, path: Path, what: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(database), str(path), what],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+    )
+
+
+def wait_until(condition: object, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.mark.crash
+async def test_killed_in_the_middle_of_batches(tmp_path: Path) -> None:
+    database, path = tmp_path / "log.db", tmp_path / "views"
+    async with open_store(str(database), synchronous="normal") as store:
+        await write(store, long_log(60, 100).events)
+        head = await store.head()
+        kills, seen = 0, 0
+        while seen < head and kills < 5:
+            process = child(database, path, "run")
+            wait_until(lambda seen=seen: path.exists() and seq_of(path) > seen)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            kills, seen = kills + 1, seq_of(path)
+            connection = ledger.connect(str(path))
+            assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            connection.close()
+        assert kills > 1
+        await assert_rebuild_equals_live(store, path)
+
+
+@pytest.mark.crash
+async def test_killed_in_the_middle_of_a_rebuild(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, path = tmp_path / "log.db", tmp_path / "views"
+    async with open_store(str(database), synchronous="normal") as store:
+        await write(store, long_log(60, 100).events)
+        process = child(database, path, "rebuild")
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"rebuilding\n"
+        await asyncio.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        assert b"rebuilt" not in process.communicate()[0]
+        before = dump(path)
+        async with Views.open(store, path) as views:
+            with pytest.raises(EverlogError, match="being rebuilt"):
+                await views.rebuild()
+            monkeypatch.setattr(rebuild, "STALE_SECONDS", 0.0)
+            await views.rebuild()
+        assert dump(path) == before
+        connection = ledger.connect(str(path))
+        tables = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
+        generations = {tuple(name.split("_")[:2]) for (name,) in tables if "_" in name}
+        connection.close()
+        assert len(generations) == 3, "the dead rebuild's tables are gone"
+
+
+async def test_another_process_rebuilds_while_this_one_writes_and_reads(tmp_path: Path) -> None:
+    database, path = tmp_path / "log.db", tmp_path / "views"
+    async with open_store(str(database), synchronous="normal") as store:
+        await write(store, long_log(30, 100).events)
+        async with Views.open(store, path) as views:
+            await views.reached(await store.head())
+            process = child(database, path, "rebuild")
+            posted = 0
+            while process.poll() is None:
+                posted += 1
+                message = c.MessagePosted(message=f"new{posted}", role="user", content="hello")
+                await store.append(Append(stream="thread/t1", events=[new(message)]))
+                await views.reached(await store.head())
+                row = await views.thread("t1")
+                assert row is not None and row.messages == 2 + posted
+                assert len(await views.threads(owner="local", limit=100)) == 30
+                await asyncio.sleep(0.005)
+            assert process.wait() == 0
+            await views.reached(await store.head())
+            assert {cp.generation for cp in await views.checkpoints()} == {2}
+            process.communicate()
+        await assert_rebuild_equals_live(store, path)
+
+
+async def test_swap_while_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rebuild, "BATCH", 500)
+    async with MemoryStore() as store, Views.open(store, None) as views:
+        await write(store, long_log(20, 50).events)
+        await views.reached(await store.head())
+        expected = await views.threads(owner="local"), await views.timeline("t1")
+        progress: list[tuple[int, int, float]] = []
+        reads = 0
+
+        async def read() -> None:
+            nonlocal reads
+            while True:
+                assert (await views.threads(owner="local"), await views.timeline("t1")) == expected
+                reads += 1
+
+        reader = asyncio.create_task(read())
+        for _ in range(3):
+            await views.rebuild(progress=lambda *at: progress.append(at))
+        reader.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reader
+        assert reads > 3
+        head = await store.head()
+        assert progress[-1][:2] == (head, head) and progress[-1][2] > 0
+        assert {cp.generation for cp in await views.checkpoints()} == {4}
+
+
+async def test_rebuild_of_one_projection_leaves_the_others(tmp_path: Path) -> None:
+    async with MemoryStore() as store, Views.open(store, tmp_path / "views") as views:
+        await write(store, long_log(3, 5).events)
+        await views.reached(await store.head())
+        done = await views.rebuild(["timeline"])
+        assert done.generations == {"timeline": 2}
+        assert done.events == done.seq == await store.head()
+        found = {cp.name: cp.generation for cp in await views.checkpoints()}
+        assert found == {"history": 1, "timeline": 2, "requests": 1}
+        with pytest.raises(InputError, match="no projection 'nothing'"):
+            await views.rebuild(["nothing"])
+
+
+async def errors(views: Views) -> set[str]:
+    return {cp.name for cp in await views.checkpoints() if cp.error is not None}
+
+
+async def errors_are(views: Views, names: set[str]) -> None:
+    for _ in range(500):
+        if await errors(views) == names:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(await errors(views))
+
+
+async def test_a_poison_event_stops_only_the_projections_that_need_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "views"
+    log = long_log(2, 3)
+    async with MemoryStore() as store:
+        async with Views.open(store, path) as views:
+            await write(store, log.events)
+            poison = NewEvent(type="message.posted", data=b'{"message": 1}')
+            good = new(c.RequestQueued(request="q9", params=c.SamplingParams(seed=1)), request="q9")
+            await store.append(Append(stream="thread/t0", events=[poison, good]))
+            head = await store.head()
+            with caplog.at_level(logging.ERROR):
+                await views.reached(head, "requests")
+                await views.reached(head)
+            with pytest.raises(EverlogError, match=r"history stands still.*event \d+") as caught:
+                await views.reached(head, "history")
+            assert caught.value.hint == "Rebuild it: everlog rebuild history"
+            standing = {cp.name: cp for cp in await views.checkpoints()}
+            assert standing["requests"].error is None and standing["requests"].behind == 0
+            for name in ("history", "timeline"):
+                assert f"event {head - 1} (message.posted)" in str(standing[name].error)
+                assert standing[name].seq == head - 2
+                assert f"projection {name} cannot fold event {head - 1}" in caplog.text
+            assert len(await views.threads(owner="local")) == 2, "it serves what it has"
+            with pytest.raises(EverlogError, match="malformed"):
+                await views.rebuild(["history"])
+        async with Views.open(store, path) as views:  # a restart tries again, and stops again
+            await views.reached(head)
+            await errors_are(views, {"history", "timeline"})
+            assert seq_of(path) == head - 2
+
+
+async def test_a_bug_that_makes_rows_no_database_takes(
+    tmp_path: Path,
+) -> None:
+    async with MemoryStore() as store, Views.open(store, tmp_path / "views") as views:
+        await write(store, long_log(1, 3).events)
+        await views.reached(await store.head())
+        huge = new(c.MessageFeedback(message="u1000", value=2**70))
+        await store.append(Append(stream="thread/t0", events=[huge]))
+        await views.reached(await store.head())
+        with pytest.raises(EverlogError, match="history stands still"):
+            await views.reached(await store.head(), "history")
+        assert len(await views.threads(owner="local")) == 1
+
+
+async def test_unknown_types_pass_live_and_stop_a_rebuild() -> None:
+    async with MemoryStore() as store, Views.open(store, None) as views:
+        await write(store, long_log(1, 3).events)
+        strange = [
+            NewEvent(type="weather.changed", data=b"{}"),
+            NewEvent(type="message.posted", schema=99, data=b"{}"),
+        ]
+        for event in strange:
+            await store.append(Append(stream="thread/t0", events=[event]))
+            await views.reached(await store.head())
+            row = await views.thread("t0")
+            assert row is not None and row.version == await store.stream_version("thread/t0")
+            with pytest.raises(EverlogError, match="newer than this Everlog"):
+                await views.rebuild()
+
+
+async def test_rows_that_cannot_be_used_are_folded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, log = tmp_path / "views", long_log(3, 5)
+
+    async def generations(store: MemoryStore) -> dict[str, int]:
+        async with Views.open(store, path) as views:
+            await views.reached(await store.head())
+            assert len(await views.threads(owner="local")) == await store.head() // 12
+            return {cp.name: cp.generation for cp in await views.checkpoints()}
+
+    async with MemoryStore() as store:
+        await write(store, log.events)
+        assert set((await generations(store)).values()) == {1}
+        assert set((await generations(store)).values()) == {1}
+        incarnation = store.incarnation
+        monkeypatch.setattr(HistoryProjection, "version", 2)
+        assert await generations(store) == {"history": 2, "timeline": 1, "requests": 1}
+    async with MemoryStore() as store:  # another log
+        await write(store, log.events)
+        assert await generations(store) == {"history": 3, "timeline": 2, "requests": 2}
+        incarnation = store.incarnation
+    async with MemoryStore() as store:  # the same log, restored to an earlier end
+        store.incarnation = incarnation
+        await write(store, log.events[: len(log.events) // 2])
+        async with Views.open(store, path) as views:
+            await views.reached(await store.head())
+            found = {cp.name: cp.generation for cp in await views.checkpoints()}
+        assert found == {"history": 4, "timeline": 3, "requests": 3}
+        await assert_rebuild_equals_live(store, path)
+
+
+async def test_file_that_is_something_else(tmp_path: Path) -> None:
+    text, other = tmp_path / "notes.txt", tmp_path / "other.db"
+    text.write_text("not a database, but long enough to be taken for one " * 100)
+    connection = ledger.sqlite3.connect(other)
+    connection.execute("CREATE TABLE mine (x)")
+    connection.close()
+    async with MemoryStore() as store:
+        for path in (text, other, tmp_path / "missing" / "views"):
+            with pytest.raises(StartupError) as caught:
+                async with Views.open(store, path):
+                    pass
+            assert caught.value.hint
+
+
+async def test_file_that_is_locked_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ledger, "BUSY_SECONDS", 0.05)
+    path = tmp_path / "views"
+    async with MemoryStore() as store, Views.open(store, path) as views:
+        other = ledger.connect(str(path))
+        other.execute("BEGIN IMMEDIATE")
+        await write(store, long_log(1, 3).events)
+        await errors_are(views, {"history", "timeline", "requests"})
+        assert "trying again" in caplog.text
+        other.execute("ROLLBACK")
+        other.close()
+        await views.reached(await store.head())
+        await errors_are(views, set())
+
+
+async def test_closing_leaves_nothing_behind(tmp_path: Path) -> None:
+    path = tmp_path / "views"
+    async with MemoryStore() as store:
+        await write(store, long_log(20, 50).events)
+        with pytest.raises(ValueError, match="mine"):
+            async with Views.open(store, path):
+                raise ValueError("mine")
+        assert not Path(f"{path}-wal").exists(), "closed in order"  # noqa: ASYNC240
+        await assert_rebuild_equals_live(store, path)
+
+
+async def test_the_runner_ends_with_the_store(tmp_path: Path) -> None:
+    async with MemoryStore() as store, Views.open(store, None) as views:
+        await store.aclose()
+        for task in asyncio.all_tasks():
+            if task.get_name() == "everlog-projections":
+                await asyncio.wait_for(task, 5)
+        assert await views.threads(owner="local") == []
+
+
+def test_batches_are_bounded() -> None:
+    assert runner.BATCH <= runner.BULK <= 10_000
