@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from app.engine.models.base import ModelShape
@@ -32,13 +34,14 @@ class KVCache:
         dtype: torch.dtype,
     ) -> None:
         self.blocks, self.block_size, self.shape = blocks, block_size, shape
-        # zeros: a masked position still takes part as 0 * value, which must be a number;
-        # on CPU the pages are only taken when first written
-        self.data = torch.zeros(
-            (shape.layers, blocks, 2, shape.kv_heads, block_size, shape.head_dim),
-            device=device,
-            dtype=dtype,
-        )
+        dims = (shape.layers, blocks, 2, shape.kv_heads, block_size, shape.head_dim)
+        # zeros: a masked position still takes part as 0 * value, which must be a number
+        if device.type == "cpu":
+            # numpy's zeros take their pages only when written, torch's at once
+            raw = torch.from_numpy(np.zeros(math.prod(dims) * dtype.itemsize, np.uint8))
+            self.data = raw.view(dtype).view(dims)
+        else:
+            self.data = torch.zeros(dims, device=device, dtype=dtype)
 
 
 def token_bytes(shape: ModelShape, dtype: torch.dtype) -> int:

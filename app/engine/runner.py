@@ -22,7 +22,7 @@ from app.engine.sampler import Sampler
 from app.engine.sequence import Work
 from app.engine.template import ChatTemplate
 from app.engine.tokenizer import Tokenizer
-from app.engine.weights import Checkpoint, digest, open_checkpoint
+from app.engine.weights import digest, open_checkpoint
 from app.errors import StartupError
 
 __all__ = ["ModelInfo", "ModelRunner"]

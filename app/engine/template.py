@@ -107,7 +107,7 @@ class ChatTemplate:
                 hint="Send plain text instead, or use a model tuned for chat.",
             )
         try:
-            return self._compiled.render(
+            text: str = self._compiled.render(
                 **self._tokenizer.named,
                 messages=messages,
                 tools=tools,
@@ -115,6 +115,7 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **kwargs,
             )
+            return text
         except TemplateError as error:
             raise InputError(
                 f"the model's chat template refused: {error}", field="messages"

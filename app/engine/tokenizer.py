@@ -189,7 +189,7 @@ class Tokenizer:
     @cached_property
     def special_texts(self) -> tuple[str, ...]:
         """Texts of all control tokens."""
-        return tuple(self._backend.id_to_token(i) for i in sorted(self._special))
+        return tuple(self._backend.id_to_token(i) or "" for i in sorted(self._special))
 
     # -------------------------------------------------------------------------- spelling
 

@@ -133,7 +133,9 @@ class GGUFCheckpoint(Checkpoint):
         if not isinstance(align, int) or align <= 0:
             raise Damaged(self.path, f"alignment {align!r}")
         base = -(-cursor.at // align) * align
-        self._tensors = {name: self._entry(name, base, *rest) for name, *rest in headers}
+        self._tensors = {
+            name: self._entry(name, base, shape, kind, at) for name, shape, kind, at in headers
+        }
         architecture = self.metadata.get("general.architecture")
         if not isinstance(architecture, str):
             raise Damaged(self.path, "general.architecture is missing")
@@ -197,7 +199,7 @@ def _block(path: Path, name: str, kind: int) -> tuple[int, int]:
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
     try:
-        return GGML_QUANT_SIZES[GGMLQuantizationType(kind)]  # type: ignore[no-any-return]
+        return GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
     except (ValueError, KeyError):
         raise Damaged(path, f"tensor {name!r} has the unknown type {kind}") from None
 

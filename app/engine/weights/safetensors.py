@@ -83,7 +83,8 @@ class SafetensorsCheckpoint(Checkpoint):
         try:
             handle = safe_open(str(file), framework="pt")
             self._open[file] = handle
-            self._where.update(dict.fromkeys(handle.keys(), handle))
+            names = handle.keys()  # type: ignore[no-untyped-call]
+            self._where.update(dict.fromkeys(names, handle))
         except (SafetensorError, OSError) as error:
             raise Damaged(file, str(error)) from None
 
