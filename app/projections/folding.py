@@ -17,7 +17,7 @@ from app.projections import ledger
 from app.projections.projection import Projection
 from app.projections.rows import Rows
 
-__all__ = ["Folder", "Read", "Standing", "Unreadable", "fold", "read"]
+__all__ = ["Folder", "Read", "Refused", "Standing", "Unreadable", "fold", "read"]
 
 log = logging.getLogger(__name__)
 
@@ -62,13 +62,38 @@ def _too_new(event: Event) -> EverlogError:
     )
 
 
-def fold(projection: Projection, rows: Rows, event: Event, payload: Read) -> None:
-    """Fold one event, or raise what is wrong with it."""
-    if type(payload) is Unreadable:
-        if event.type in projection.types:
-            raise payload.error
-        payload = None
-    projection.apply(rows, event, payload)  # type: ignore[arg-type]
+class Refused(Exception):
+    """A projection could not fold an event: ``event``, the ``at``-th given; see ``__cause__``."""
+
+    def __init__(self, event: Event, at: int) -> None:
+        super().__init__(f"event {event.seq} ({event.type})")
+        self.event, self.at = event, at
+
+
+def fold(
+    projection: Projection, rows: Rows, events: Sequence[Event], payloads: Sequence[Read]
+) -> None:
+    """Fold events into rows in memory.
+
+    Raises:
+        Refused: The fold raised, or it needs a payload that cannot be read.
+        sqlite3.OperationalError: Rows could not be loaded.
+
+    """
+    apply, types, every = projection.apply, projection.types, projection.every
+    at = 0
+    try:
+        for at, (event, payload) in enumerate(zip(events, payloads, strict=True)):  # noqa: B007
+            if type(payload) is Unreadable:
+                if event.type in types:
+                    raise payload.error
+                payload = None
+            if payload is not None or every:
+                apply(rows, event, payload)  # type: ignore[arg-type]
+    except sqlite3.OperationalError:
+        raise  # the disk, not the event
+    except Exception as error:
+        raise Refused(events[at], at) from error
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -166,26 +191,22 @@ class Folder:
     def _fold(self, tracked: _Tracked, events: Sequence[Event], payloads: list[Read]) -> None:
         rows, projection, standing = tracked.rows, tracked.projection, tracked.standing
         assert rows is not None
-        start = end = bisect.bisect_right(events, standing.seq, key=lambda event: event.seq)
-        if start == len(events):
+        start = bisect.bisect_right(events, standing.seq, key=lambda event: event.seq)
+        events, payloads = events[start:], payloads[start:]
+        if not events:
             return
-        error = None
+        end, error = len(events), None
         try:
-            for end in range(start, len(events)):
-                fold(projection, rows, events[end], payloads[end])
-            end = len(events)
-        except sqlite3.OperationalError:
-            raise  # the disk, not the event
-        except Exception as reason:
-            log.exception("projection %s cannot fold event %d", projection.name, events[end].seq)
-            error = f"event {events[end].seq} ({events[end].type}): {reason!r}"
+            fold(projection, rows, events, payloads)
+        except Refused as refused:
+            log.exception("projection %s cannot fold %s", projection.name, refused)
+            end, error = refused.at, f"{refused}: {refused.__cause__!r}"
             rows.forget()
-            for i in range(start, end):
-                fold(projection, rows, events[i], payloads[i])
+            fold(projection, rows, events[:end], payloads[:end])
         failed = self._flush(projection, rows)
         if failed is not None:
-            end, error = start, f"event {events[start].seq} or after it: {failed!r}"
-        seq = events[end - 1].seq if end > start else standing.seq
+            end, error = 0, f"event {events[0].seq} or one after it: {failed!r}"
+        seq = events[end - 1].seq if end else standing.seq
         ledger.move(self._connection, projection.name, seq)
         if error is not None:
             ledger.halt(self._connection, projection.name, error)

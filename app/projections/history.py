@@ -12,7 +12,7 @@ import msgspec
 
 from app.events import catalogue as c
 from app.events.codec import Unknown
-from app.events.envelope import Event, thread_of
+from app.events.envelope import Event
 from app.events.lifecycle import TERMINAL, advance
 from app.projections.fold import LEFT_OPEN, MESSAGE_AFTER
 from app.projections.model import derive_title
@@ -130,13 +130,14 @@ class History(Projection):
     version = 1
     tables = (THREAD, MESSAGE, RUN, REQUEST)
     pieces = Pieces("piece")
+    every = True
     also = (*_search("thread", "title"), *_search("message", "text"))
 
     def apply(self, rows: Rows, event: Event, payload: c.Payload | Unknown | None) -> None:
         """Fold one event; every event of a conversation moves its thread's version."""
-        thread = thread_of(event.stream)
-        if thread is None:
+        if not event.stream.startswith("thread/"):
             return
+        thread = event.stream[7:]
         row = rows.edit(THREAD, thread)
         if row is None:
             row = Thread(event.seq, thread, event.time, event.time, event.seq)
@@ -239,7 +240,7 @@ class History(Projection):
 
     @handles(c.MessageFeedback)
     def message_feedback(self, rows: Rows, event: Event, data: c.MessageFeedback) -> None:
-        message = rows.edit(MESSAGE, _thread(rows, event).id, data.message)
+        message = rows.edit(MESSAGE, event.stream[7:], data.message)
         if message is not None:
             message.feedback = data.value
             message.comment = data.comment if data.value else None
@@ -248,7 +249,7 @@ class History(Projection):
 
     @handles(c.RunStarted)
     def run_started(self, rows: Rows, event: Event, data: c.RunStarted) -> None:
-        thread = _thread(rows, event).id
+        thread = event.stream[7:]
         if rows.get(RUN, thread, data.run) is None:
             run = Run(thread, data.run, data.hook, data.node, event.time)
             run.message, run.resumable = data.message, data.resumable
@@ -256,13 +257,13 @@ class History(Projection):
 
     @handles(c.RunResumed)
     def run_resumed(self, rows: Rows, event: Event, data: c.RunResumed) -> None:
-        run = rows.edit(RUN, _thread(rows, event).id, data.run)
+        run = rows.edit(RUN, event.stream[7:], data.run)
         if run is not None and run.ended is None:
             run.node = data.node
 
     @handles(c.RunCompleted, c.RunFailed, c.RunStopped, c.RunInterrupted)
     def run_ended(self, rows: Rows, event: Event, data: Any) -> None:
-        run = rows.edit(RUN, _thread(rows, event).id, data.run)
+        run = rows.edit(RUN, event.stream[7:], data.run)
         if run is None or run.ended is not None:
             return
         run.status, run.ended = event.type.partition(".")[2], event.time
@@ -279,7 +280,7 @@ class History(Projection):
 
     @handles(c.RequestQueued)
     def request_queued(self, rows: Rows, event: Event, data: c.RequestQueued) -> None:
-        thread = _thread(rows, event).id
+        thread = event.stream[7:]
         request = rows.edit(REQUEST, thread, data.request)
         if request is None:
             request = rows.add(REQUEST, Request(thread, data.request))
@@ -296,7 +297,7 @@ class History(Projection):
         self._advance(rows, event, data.request)
 
     def _advance(self, rows: Rows, event: Event, id: str) -> Request | None:
-        request = rows.edit(REQUEST, _thread(rows, event).id, id)
+        request = rows.edit(REQUEST, event.stream[7:], id)
         if request is None or request.state is None:
             return None
         after = advance(request.state, event.type)
@@ -328,14 +329,14 @@ class History(Projection):
 
 def _thread(rows: Rows, event: Event) -> Thread:
     """The event's thread, which `History.apply` has made sure of."""
-    thread = rows.edit(THREAD, event.stream.partition("/")[2])
+    thread = rows.edit(THREAD, event.stream[7:])
     assert thread is not None
     return thread
 
 
 def _message(rows: Rows, event: Event, id: str) -> Message | None:
     """A message that is there and not removed."""
-    message = rows.get(MESSAGE, _thread(rows, event).id, id)
+    message = rows.get(MESSAGE, event.stream[7:], id)
     return None if message is None or message.status == "removed" else message
 
 

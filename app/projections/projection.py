@@ -41,6 +41,7 @@ class Projection:
         tables: Tables of rows.
         pieces: Table of growing texts, or None.
         also: More DDL, with ``{p}`` for the generation prefix.
+        every: `apply` wants events of all types, also those without a fold.
 
     """
 
@@ -49,6 +50,7 @@ class Projection:
     tables: ClassVar[tuple[Table[Any], ...]]
     pieces: ClassVar[Pieces | None] = None
     also: ClassVar[tuple[str, ...]] = ()
+    every: ClassVar[bool] = False
     _methods: ClassVar[dict[type[Any], str]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -65,7 +67,7 @@ class Projection:
         self.types = frozenset(event_type(payload).type for payload in self._folds)
 
     def apply(self, rows: Rows, event: Event, payload: Payload | Unknown | None) -> None:
-        """Fold one event. ``payload`` is None for types no projection handles."""
+        """Fold one event. ``payload`` is None for types without a fold."""
         fold = self._folds.get(type(payload))
         if fold is not None:
             fold(rows, event, payload)

@@ -15,11 +15,12 @@ import anyio
 import anyio.to_thread
 import msgspec
 
+from app.errors import EverlogError
 from app.events.envelope import Event
 from app.events.ids import uuid7
 from app.events.store import EventStore
 from app.projections import ledger
-from app.projections.folding import fold, read
+from app.projections.folding import Refused, fold, read
 from app.projections.projection import Projection
 from app.projections.rows import Rows
 
@@ -58,8 +59,8 @@ async def rebuild(
         progress: Told after each batch.
 
     Raises:
-        EverlogError: Another rebuild is at work, or an event is newer than this code.
-        PayloadError: An event cannot be read.
+        EverlogError: Another rebuild is at work, or an event cannot be folded: it is malformed,
+            or newer than this code. What served before goes on serving.
 
     """
     filler = await anyio.to_thread.run_sync(_Filler, path, projections, store.incarnation)
@@ -130,8 +131,13 @@ class _Filler:
         """Fold a batch in memory."""
         payloads = read(events, self._types, strict=True)
         for projection, rows in zip(self._projections, self._rows, strict=True):
-            for event, payload in zip(events, payloads, strict=True):
-                fold(projection, rows, event, payload)
+            try:
+                fold(projection, rows, events, payloads)
+            except Refused as refused:
+                raise EverlogError(
+                    f"{projection.name} cannot be rebuilt: {refused}: {refused.__cause__}",
+                    hint="What served before still serves. Please report this as a bug.",
+                ) from refused.__cause__
         self.seq = events[-1].seq
         self.done += len(events)
 

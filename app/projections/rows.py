@@ -11,7 +11,7 @@ import sqlite3
 import types
 import typing
 from collections.abc import Iterable
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -175,18 +175,24 @@ class Rows:
     def get(self, table: Table[R], *key: Any) -> R | None:
         """Return a row to look at, or None."""
         store = self._stores[table]
-        row = store.cache.get(key)
-        if row is None and not self._complete:
-            found = self._connection.execute(store.select, key).fetchone()
-            if found is not None:
-                row = store.cache[key] = table.unpack(found)
-        return cast("R | None", row)
+        row: R | None = store.cache.get(key)
+        return self._load(store, key) if row is None and not self._complete else row
 
     def edit(self, table: Table[R], *key: Any) -> R | None:
         """Return a row to change in place, or None. The key must stay."""
-        row = self.get(table, *key)
+        store = self._stores[table]
+        row: R | None = store.cache.get(key)
+        if row is None and not self._complete:
+            row = self._load(store, key)
         if row is not None:
-            self._stores[table].dirty[key] = row
+            store.dirty[key] = row
+        return row
+
+    def _load(self, store: _Store, key: Key) -> Any:
+        found = self._connection.execute(store.select, key).fetchone()
+        if found is None:
+            return None
+        row = store.cache[key] = store.table.unpack(found)
         return row
 
     def add(self, table: Table[R], row: R) -> R:
