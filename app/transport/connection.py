@@ -102,6 +102,7 @@ class Connection:
             await self._socket.close(CloseCode.PROTOCOL, f"this server speaks {wire.PROTOCOL}")
             return False
         await self._socket.write(encode(self._edge.welcome(self._user)))
+        self._socket.user = self._user
         return True
 
     # ------------------------------------------------------------------------- frames in

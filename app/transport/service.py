@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from pathlib import Path
 from typing import Literal
@@ -14,13 +15,15 @@ from app.chat.runtime import Runtime
 from app.config import Config
 from app.engine.frames import Ready
 from app.engine.host import EngineHost
+from app.errors import EverlogError
+from app.events.envelope import thread_of
 from app.events.logstore import LogStore
 from app.events.store import StoreError
 from app.events.url import database_path
 from app.projections.views import Views
 from app.transport import protocol as wire
 from app.transport.connection import Edge
-from app.transport.http import Info
+from app.transport.http import REACH_SECONDS, Info
 from app.transport.origin import Gate
 from app.transport.protocol import encode
 from app.transport.socket import Hub
@@ -152,11 +155,15 @@ class Service:
         return "ok"
 
     async def hint(self) -> None:
-        """Tell clients when lists of threads have changed; runs until cancelled."""
+        """Tell users when their list of threads has changed; runs until cancelled."""
         async for batch in self.store.follow(after=await self.store.head(), types=LISTED):
             head = batch[-1].seq
-            await self.views.reached(head)  # so that who fetches the list now sees the change
-            self.hub.broadcast("threads", encode(wire.Threads(head=head)))
+            with contextlib.suppress(EverlogError, TimeoutError):
+                async with asyncio.timeout(REACH_SECONDS):
+                    await self.views.reached(head)  # who fetches the list now sees the change
+            threads = {thread_of(event.stream) for event in batch}
+            users = {await self.owners.of(thread) for thread in threads if thread}
+            self.hub.broadcast("threads", encode(wire.Threads(head=head)), users=users)
             await asyncio.sleep(HINT_SECONDS)
 
     async def report_engine(self) -> None:

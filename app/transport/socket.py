@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import http
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from typing import Any, cast
 
 from websockets.asyncio.connection import Connection as BaseConnection
@@ -56,6 +56,8 @@ class Socket(ServerConnection):
         self.hub = hub
         self.foreign = False
         """Whether a page of another site opened it."""
+        self.user: str | None = None
+        """Who it acts for; None until it was welcome. Nothing is pushed to it before."""
         self._owed: dict[str, bytes] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -92,7 +94,7 @@ class Socket(ServerConnection):
 
         To a client that does not keep up it goes later, and then only the last of its ``key``.
         """
-        if self.protocol.state is not State.OPEN:
+        if self.user is None or self.protocol.state is not State.OPEN:
             return
         if self.paused:
             self._owed[key] = data
@@ -154,10 +156,11 @@ class Hub:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def broadcast(self, key: str, data: bytes) -> None:
-        """Send a frame to every socket, without waiting for any."""
+    def broadcast(self, key: str, data: bytes, *, users: Container[str | None] | None = None) -> None:
+        """Send a frame to every socket (of some users), without waiting for any."""
         for socket in self.open:
-            socket.push(key, data)
+            if users is None or socket.user in users:
+                socket.push(key, data)
 
     async def close(self, code: int, reason: str, *, timeout: float) -> None:
         """Take no more sockets, close the open ones, and wait for their handlers.
