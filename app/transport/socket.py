@@ -156,7 +156,9 @@ class Hub:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def broadcast(self, key: str, data: bytes, *, users: Container[str | None] | None = None) -> None:
+    def broadcast(
+        self, key: str, data: bytes, *, users: Container[str | None] | None = None
+    ) -> None:
         """Send a frame to every socket (of some users), without waiting for any."""
         for socket in self.open:
             if users is None or socket.user in users:
