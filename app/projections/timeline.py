@@ -243,9 +243,10 @@ class Timeline(Projection):
         if phase is not None:
             phase.tokens += len(data.tokens)
         span.tokens += len(data.tokens)
-        if span.first is None:
-            span.first = event.time
-        for id in span.open:
+        if span.first is not None:
+            return
+        span.first = event.time
+        for id in span.open:  # messages bound later take the request's
             message = rows.get(SPAN, event.stream, "message", id)
             if message is not None and message.first is None:
                 rows.add(SPAN, message).first = event.time

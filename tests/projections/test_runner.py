@@ -163,6 +163,38 @@ async def test_another_process_rebuilds_while_this_one_writes_and_reads(tmp_path
         await assert_rebuild_equals_live(store, path)
 
 
+async def test_two_processes_may_keep_up_one_file(tmp_path: Path) -> None:
+    path, log = tmp_path / "views", long_log(12, 60)
+    async with (
+        MemoryStore() as store,
+        Views.open(store, path) as one,
+        Views.open(store, path) as two,
+    ):
+        for done in range(0, len(log.events), 20):
+            await write(store, log.events[done : done + 20])
+            await one.reached(await store.head())
+            await two.reached(await store.head())
+        await assert_rebuild_equals_live(store, path)
+
+
+async def test_tables_taken_over_by_another_version(tmp_path: Path) -> None:
+    path = tmp_path / "views"
+    async with MemoryStore() as store, Views.open(store, path) as views:
+        await write(store, (log := long_log(2, 5)).events[:9])
+        await views.reached(9)
+        other = ledger.connect(str(path))
+        other.execute("UPDATE projection SET version = 99 WHERE name = 'history'")
+        await write(store, log.events[9:])
+        await views.reached(len(log.events))
+        with pytest.raises(EverlogError, match="another version of Everlog"):
+            await views.reached(len(log.events), "history")
+        assert seq_of(path) == 9 and seq_of(path, "timeline") == len(log.events)
+        other.execute("UPDATE projection SET version = 1 WHERE name = 'history'")
+        other.close()
+        await errors_are(views, set())
+        await views.reached(len(log.events), "history")
+
+
 async def test_swap_while_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rebuild, "BATCH", 500)
     async with MemoryStore() as store, Views.open(store, None) as views:
