@@ -1,0 +1,27 @@
+/** The HTTP side: the list of threads. */
+
+export interface ThreadRow {
+  id: string;
+  title: string | null;
+  created: number;
+  updated: number;
+  seq: number;
+  version: number;
+  messages: number;
+  preview: string | null;
+}
+
+export interface ThreadPage {
+  items: ThreadRow[];
+  next: number | string | null;
+}
+
+/** One page of threads, newest first. */
+export async function fetchThreads(search: string, before: number | string | null): Promise<ThreadPage> {
+  const query = new URLSearchParams({ limit: "50" });
+  if (search) query.set("search", search);
+  if (before !== null) query.set("before", String(before));
+  const response = await fetch(`/api/threads?${query}`, { headers: { accept: "application/json" } });
+  if (!response.ok) throw new Error(`The list of chats could not be read (${response.status}).`);
+  return (await response.json()) as ThreadPage;
+}

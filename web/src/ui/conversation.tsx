@@ -1,0 +1,102 @@
+/** The conversation: entries in order, kept at its end while it grows. */
+
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
+import { excerpt } from "../app/format";
+import { StickToBottom } from "../app/scroll";
+import { active, current, denied, newChat, posted, thread } from "../app/store";
+import { announce } from "../app/toasts";
+import { entries, type Entry } from "../app/view";
+import type { ThreadState } from "../log/state";
+import { Empty } from "./empty";
+import { Arrow } from "./icons";
+import { Message, PostedMessage, RunEnd } from "./message";
+import { Activity } from "./steps";
+
+export function Conversation() {
+  const id = current.value;
+  const { replica } = thread.value;
+  const scroller = useRef<HTMLDivElement>(null);
+  const content = useRef<HTMLDivElement>(null);
+  const [stick, setStick] = useState<StickToBottom | null>(null);
+  const mine = posted.value.filter((post) => post.thread === id);
+
+  useLayoutEffect(() => {
+    const made = new StickToBottom(scroller.current!, content.current!);
+    setStick(made);
+    return () => made.dispose();
+  }, []);
+  useLayoutEffect(() => stick?.jump(), [stick, id, mine.length]);
+  useAnnouncements(replica?.state);
+
+  const list = replica ? entries(replica.state) : [];
+  const known = new Set(replica?.state.messages.map((message) => message.id));
+  const waiting = mine.filter((post) => !known.has(post.id));
+  const blank = list.length === 0 && waiting.length === 0;
+  return (
+    <div class="conversation">
+      <div ref={scroller} class="scroller" tabIndex={-1}>
+        <div ref={content} class={blank ? "content blank" : "content"}>
+          <div class="log" role="log" aria-live="off" aria-label="Conversation">
+            {list.map((entry) => (
+              <Row key={entry.key} stamp={entry.stamp} entry={entry} />
+            ))}
+            {waiting.map((post) => (
+              <PostedMessage key={post.id} post={post} />
+            ))}
+          </div>
+          {blank && <Blank loading={!replica?.live} />}
+        </div>
+      </div>
+      {stick?.far.value && (
+        <button type="button" class="jump" aria-label="Go to the end" title="Go to the end" onClick={() => stick.jump()}>
+          <Arrow />
+        </button>
+      )}
+    </div>
+  );
+}
+
+function Blank({ loading }: { loading: boolean }) {
+  if (denied.value) {
+    return (
+      <div class="empty">
+        <h2>This chat cannot be shown</h2>
+        <p>{denied.value}</p>
+        <button type="button" class="button" onClick={newChat}>
+          New chat
+        </button>
+      </div>
+    );
+  }
+  return loading && location.pathname !== "/" ? <p class="faint loading">Loading…</p> : <Empty />;
+}
+
+function Row({ entry }: { entry: Entry; stamp: string }) {
+  switch (entry.kind) {
+    case "message":
+      return <Message stamp={entry.stamp} message={entry.message} request={entry.request} />;
+    case "activity":
+      return <Activity stamp={entry.stamp} run={entry.run} steps={entry.steps} count={entry.count} />;
+    case "waiting":
+      return (
+        <p class="entry waiting">
+          <span class="dots" aria-hidden="true" /> {entry.label}
+        </p>
+      );
+    case "ended":
+      return <RunEnd run={entry.run} />;
+  }
+}
+
+/** Screen readers hear that an answer begins, and then the whole of it: not every token. */
+function useAnnouncements(state: ThreadState | undefined): void {
+  const busy = active.value;
+  const before = useRef({ busy: false, thread: "" });
+  useEffect(() => {
+    const { busy: was, thread: where } = before.current;
+    before.current = { busy, thread: state?.id ?? "" };
+    if (!state || where !== state.id || was === busy) return;
+    const last = state.messages.findLast((message) => message.role !== "user" && message.status !== "removed");
+    announce(busy ? "Assistant is answering" : last ? excerpt(last.content, 2000) : "Done");
+  }, [busy, state]);
+}
