@@ -43,10 +43,11 @@ def builtin(
             raise
 
     async def on_message(asked: Message) -> None:
-        params = asked.metadata.get("params") or {}
+        defaults = {"temperature": chat.temperature, "max_tokens": chat.max_tokens}
+        params = defaults | (asked.metadata.get("params") or {})
         said = await history()
         system = [{"role": "system", "content": chat.system_prompt}] if chat.system_prompt else []
-        prompt = fit(system, said, _budget(context(), params.get("max_tokens") or chat.max_tokens))
+        prompt = fit(system, said, _budget(context(), params["max_tokens"] or chat.max_tokens))
         try:
             await answer(prompt, params)
         except LLMError as error:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
-
-import anyio.to_thread
-from anyio import CapacityLimiter
+from contextvars import ContextVar, copy_context
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from app.chat.hooks import Hook, arguments
 from app.config import ChatConfig
@@ -63,7 +62,7 @@ class Context:
         session: Session,
         chat: ChatConfig,
         past: Sequence[MessageState],
-        threads: CapacityLimiter,
+        threads: asyncio.Semaphore,
     ) -> None:
         self.store = store
         self.thread = thread
@@ -160,7 +159,36 @@ async def invoke(function: Hook, *offered: Any) -> Any:
 
 
 async def _in_thread(ctx: Context, call: Callable[[], T]) -> T:
-    return await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=ctx.threads)
+    """Run a blocking call in a thread of its own; cancelling leaves the thread to itself.
+
+    A daemon thread, unlike those of a pool: one that never ends must not keep the process alive.
+    """
+    async with ctx.threads:
+        loop, done = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
+
+        def settle(result: T | None, error: BaseException | None) -> None:
+            if done.cancelled():
+                return
+            if error is not None:
+                done.set_exception(error)
+            else:
+                done.set_result(result)
+
+        def work() -> None:
+            result: T | None = None
+            error: BaseException | None = None
+            try:
+                result = call()
+            except StopIteration as stop:  # a future cannot hold it
+                error = RuntimeError(f"the function raised {stop!r}")
+            except BaseException as raised:
+                error = raised
+            with contextlib.suppress(RuntimeError):  # the loop is gone
+                loop.call_soon_threadsafe(settle, result, error)
+
+        target = functools.partial(copy_context().run, work)
+        threading.Thread(target=target, name="everlog-sync", daemon=True).start()
+        return cast(T, await done)
 
 
 def make_async(function: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:

@@ -3,8 +3,9 @@
 What a handler emits goes into a buffer; one task (`Emitter.pump`) takes everything that has
 gathered and appends it in one piece, again and again, so the batch is what arrived during the last
 commit (group commit). Pieces of streamed text are coalesced on the way: the first goes out at once,
-later ones no more often than every ``floor_ms``, unless ``max_tokens`` of them wait. Adding a piece
-is an append to a list: no task, no lock, no future.
+later ones no more often than every ``floor_ms``, in events of at most ``max_tokens`` pieces; a
+writer that is far ahead of the log waits for it. Adding a piece is an append to a list: no task, no
+lock, no future.
 """
 
 from __future__ import annotations
@@ -144,14 +145,11 @@ class Emitter:
         """Add text to a message or step. Waits only when too much is unwritten."""
         items = self._items
         tail = items[-1] if items else None
-        if tail.__class__ is Pieces and tail.target == target:
+        if isinstance(tail, Pieces) and tail.target == target and tail.kind is kind:
             waiting = tail.pieces
             waiting.append(text)
-            count = len(waiting)
-            if count >= self._most and not count % self._most:
-                self._go.set()
-                if count >= MAX_UNFLUSHED:
-                    await self.flush()
+            if len(waiting) >= MAX_UNFLUSHED:
+                await self.flush()
             return
         self.check()
         tail = Pieces(kind, target)

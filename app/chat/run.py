@@ -7,8 +7,6 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Literal
 
-from anyio import CapacityLimiter
-
 from app.chat.context import Context, enter
 from app.chat.emitter import Emitter
 from app.chat.errors import LLMError
@@ -38,6 +36,9 @@ log = logging.getLogger("everlog.chat")
 #: Seconds a cancelled handler has to come to its end before the thread goes on without it.
 GRACE = 5.0
 
+#: Sync handlers and steps that run at the same time.
+MAX_THREADS = 256
+
 Ending = Literal["stopped", "interrupted"]
 
 
@@ -54,7 +55,7 @@ class Shared:
         self.chat = chat
         self.active: dict[str, Run] = {}
         self.draining = False
-        self.threads = CapacityLimiter(256)
+        self.threads = asyncio.Semaphore(MAX_THREADS)
         self.tasks: asyncio.TaskGroup | None = None
 
     def spawn(self, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
@@ -211,6 +212,8 @@ class Run:
                 return []  # left open: the next process takes it over
             reason = "the server was shut down"
             return [self._event(RunInterrupted(run=self.id, reason=reason))]
+        # A handler may return before it learns that the log did not take what it said last.
+        self._error = self._error or self.emitter.error
         if self._error is None:
             try:
                 return [self._event(payload) for payload in self._completed()]

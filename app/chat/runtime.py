@@ -77,6 +77,7 @@ class Runtime:
         self._chat_end_seconds = chat_end_seconds
         self._shared = Shared(store, app, node, stream or StreamConfig(), chat or ChatConfig())
         self._threads: dict[str, ThreadRuns] = {}
+        self._recovered = asyncio.Event()
 
     @property
     def app(self) -> ChatApp:
@@ -109,6 +110,7 @@ class Runtime:
             try:
                 for thread in await unfinished_threads(self._store, self._views, self._shared.node):
                     await self._thread(thread).recover()
+                self._recovered.set()
                 if ready is not None:
                     ready()
                 task_status.started()
@@ -148,7 +150,7 @@ class Runtime:
             Refused: ``forbidden``, ``not_found`` (deleted) or ``draining``.
 
         """
-        runs = self._accept(command)
+        runs = await self._accept(command)
         async with runs.lock:
             return await runs.post(command, user)
 
@@ -161,6 +163,7 @@ class Runtime:
 
         """
         command.check()
+        await self._recovered.wait()
         runs = self._thread(command.thread)
         async with runs.lock:
             await runs.allowed(user)
@@ -168,7 +171,7 @@ class Runtime:
 
     async def rename(self, command: RenameCommand, user: str) -> Ack:
         """Give the thread a title. Raises as `post` does."""
-        runs = self._accept(command)
+        runs = await self._accept(command)
         async with runs.lock:
             await runs.allowed(user)
             event = ThreadRenamed(title=command.title.strip())
@@ -176,7 +179,7 @@ class Runtime:
 
     async def delete(self, command: DeleteCommand, user: str) -> Ack:
         """Stop the thread and hide it; ``on_chat_end`` is called. Deleting twice is no error."""
-        runs = self._accept(command)
+        runs = await self._accept(command)
         async with runs.lock:
             state = await runs.refresh()
             if not (state.deleted and state.owner == user):
@@ -188,7 +191,7 @@ class Runtime:
 
     async def feedback(self, command: FeedbackCommand, user: str) -> Ack:
         """Judge a message of the app. Raises as `post` does."""
-        runs = self._accept(command)
+        runs = await self._accept(command)
         async with runs.lock:
             state = await runs.allowed(user)
             message = state.index.messages.get(command.message)
@@ -211,6 +214,7 @@ class Runtime:
             Refused: ``forbidden``.
 
         """
+        await self._recovered.wait()
         runs = self._thread(thread)
         async with runs.lock:
             await runs.open(user)
@@ -233,9 +237,10 @@ class Runtime:
 
     # ------------------------------------------------------------------------- internal
 
-    def _accept(self, command: Command) -> ThreadRuns:
+    async def _accept(self, command: Command) -> ThreadRuns:
         command.check()
-        if self._shared.draining:
+        await self._recovered.wait()  # or recovery would take a new run for an abandoned one
+        if self._shared.draining or self._shared.tasks is None:
             raise Refused("draining", "the server is shutting down", hint="Send it again soon.")
         return self._thread(command.thread)
 

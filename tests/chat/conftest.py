@@ -13,7 +13,8 @@ import pytest
 from app.chat.app import ChatApp
 from app.chat.commands import Ack, PostCommand, StopCommand
 from app.chat.runtime import Runtime
-from app.config import ChatConfig, StreamConfig
+from app.config import ChatConfig, EngineConfig, StreamConfig
+from app.engine import hub
 from app.events.codec import decode
 from app.events.envelope import Event, thread_stream
 from app.events.ids import uuid7
@@ -124,3 +125,9 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 @pytest.fixture
 def thread() -> str:
     return uuid7()
+
+
+@pytest.fixture(scope="session")
+def model() -> str:
+    """Path of the default model, fetched once into the user's cache."""
+    return str(hub.resolve(EngineConfig().model))

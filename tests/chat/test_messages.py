@@ -228,7 +228,12 @@ async def test_sync_handlers_and_steps_run_in_threads_with_their_context(
     assert loop_thread not in seen
     assert state.session == {"last": "six"}
     outer, inner = state.steps
-    assert (inner.name, inner.parent, inner.input, inner.output) == ("double", outer.id, {"x": 21}, 42)
+    assert (inner.name, inner.parent, inner.input, inner.output) == (
+        "double",
+        outer.id,
+        {"x": 21},
+        42,
+    )
     assert types.index("session.changed") < types.index("step.started")
 
 
