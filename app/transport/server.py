@@ -28,6 +28,7 @@ from app.chat.runtime import Runtime
 from app.chat.watch import watch as watch_file
 from app.config import Config
 from app.engine.host import EngineHost
+from app.engine.hub import resolve
 from app.errors import EverlogError, StartupError
 from app.events.open import open_store
 from app.events.seal import Sealer
@@ -118,8 +119,7 @@ def _app(config: Config, file: Path | None, host: EngineHost | None) -> ChatApp:
 
 
 def _resolve(model: str) -> str:
-    from app.engine.hub import resolve
-
+    """Path of a model's files, by name or as given."""
     return str(resolve(model))
 
 

@@ -52,9 +52,8 @@ class StaticFiles:
     async def file(self, request: Request) -> Response:
         """A file named by the path parameter ``path``."""
         name = request.path_params["path"]
-        root = self._root.resolve()
-        path = (root / name).resolve()
-        response = await self._file(request, path) if path.is_relative_to(root) else None
+        path = _inside(self._root, name)
+        response = await self._file(request, path) if path is not None else None
         if response is None:
             return problem(404, f"there is no file {name}")
         return response
@@ -77,6 +76,16 @@ class StaticFiles:
                 return Response(status_code=304, headers=headers)
         kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
         return Response(data, headers=headers, media_type=kind)
+
+
+def _inside(root: Path, name: str) -> Path | None:
+    """Path of a file below ``root``; None for a name that leads out of it."""
+    root = root.resolve()
+    try:
+        path = (root / name).resolve()
+    except ValueError:  # a NUL
+        return None
+    return path if path.is_relative_to(root) else None
 
 
 def _read(path: Path, accepted: str) -> tuple[bytes, str | None] | None:
