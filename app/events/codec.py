@@ -84,7 +84,7 @@ def decode(event: Event | NewEvent) -> Payload | Unknown:
         if decoder is None or decoder.type is not entry.payload:
             decoder = _decoders[event.type] = msgspec.json.Decoder(entry.payload)
         payload: Payload = decoder.decode(event.data)
-    except (msgspec.DecodeError, LookupError, TypeError) as error:
+    except (msgspec.DecodeError, ValueError, LookupError, TypeError) as error:
         where = f" at seq {event.seq}" if isinstance(event, Event) else ""
         raise PayloadError(f"payload of {event.type}{where} is malformed: {error}") from error
     return payload

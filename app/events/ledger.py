@@ -289,8 +289,8 @@ class Ledger:
                 row = rows.get(event.request, self._requests.get(event.request))
                 try:
                     rows[event.request] = fold(row, event)
-                except ValueError as error:
-                    return StoreError(str(error))
+                except (ValueError, msgspec.DecodeError) as error:
+                    return StoreError(f"event {event.seq}: {error}")
         _salt(batch)
         for event in load.events:
             self._place(event, self._streams[event.stream], batch)

@@ -274,7 +274,11 @@ async def _connect(path: Path, *, mode: str) -> aiosqlite.Connection:
     uri = database_uri(path, mode)
     conn = aiosqlite.connect(uri, uri=True, isolation_level=None, cached_statements=256)
     conn._thread.daemon = True  # a store that was not closed must not hang the interpreter
-    return await conn
+    try:
+        return await conn
+    except BaseException:
+        conn._thread.join(5)  # it is ending, and must not outlive the loop it answers to
+        raise
 
 
 async def _run(conn: aiosqlite.Connection, function: Callable[..., T], *args: Any) -> T:
