@@ -97,7 +97,7 @@ def _thread_columns(p: str) -> str:
     return f"""
         SELECT t.id, t.owner, t.title, t.created, t.updated, t.active, t.version, t.messages, (
             SELECT substr(m.text, 1, 4 * {PREVIEW}) FROM {p}message m
-            WHERE m.thread = t.id AND m.status <> 'removed' AND m.text <> ''
+            WHERE m.thread = t.id AND m.text <> ''
             ORDER BY m.first DESC LIMIT 1)
         FROM {p}thread t"""
 
@@ -141,7 +141,7 @@ def threads(
                 SELECT rowid FROM {p}thread_search WHERE {p}thread_search MATCH :words)
             OR t.id IN (
                 SELECT m.thread FROM {p}message_search s JOIN {p}message m ON m.first = s.rowid
-                WHERE s.{p}message_search MATCH :words AND m.status <> 'removed'))"""
+                WHERE s.{p}message_search MATCH :words))"""
         )
     sql = f"{_thread_columns(p)} WHERE {' AND '.join(where)} ORDER BY t.active DESC LIMIT :limit"
     found = connection.execute(

@@ -13,7 +13,7 @@ from app.events.envelope import Event
 from app.events.lifecycle import TERMINAL, TRANSITIONS
 from app.events.logstore import LogStore
 
-__all__ = ["History", "histories", "write"]
+__all__ = ["BY_HAND", "History", "histories", "write"]
 
 SECOND = 10**9
 
@@ -161,6 +161,105 @@ def _payload(request: str, type: str, *, epoch: int, batch: int, text: str) -> c
     raise AssertionError(type)
 
 
+def answered(log: History) -> None:
+    log.ask()
+    log.generate("q1", "Par", "is")
+    log.move("q1", "request.finished", text="Paris")
+    log.add(c.RunCompleted(run="r1"))
+
+
+def streaming(log: History) -> None:
+    log.ask()
+    log.generate("q1", "Par")
+
+
+def failed(log: History) -> None:
+    streaming(log)
+    log.move("q1", "request.failed")
+    log.add(c.RunFailed(run="r1", error=c.ErrorInfo(kind="EngineError", message="no")))
+
+
+def stopped(log: History) -> None:
+    log.ask()
+    log.add(c.StepStarted(step="s1", name="search"), run="r1")
+    log.add(c.MessageStarted(message="m1"), run="r1")
+    log.add(c.MessageDelta(message="m1", text="so f"), run="r1")
+    log.generate("q1", "Par")
+    log.add(c.RunStopped(run="r1"))
+    log.add(c.RequestCancelled(request="q1", text="Par"))
+    log.add(c.MessageCompleted(message="m1", content="so far"), run="r1")
+
+
+def interrupted(log: History) -> None:
+    log.ask()
+    log.add(c.StepStarted(step="s1", name="search"), run="r1")
+    log.add(c.MessageStarted(message="m1"), run="r1")
+    log.add(c.MessageDelta(message="m1", text="so f"), run="r1")
+    log.generate("q1", "Par")
+    log.add(c.RunInterrupted(run="r1", reason="crash"))
+
+
+def went_on(log: History) -> None:
+    interrupted(log)
+    log.move("q1", "request.abandoned")
+    log.generate("q1", "is")
+    log.move("q1", "request.finished", text="Paris")
+
+
+def preempted(log: History) -> None:
+    streaming(log)
+    log.move("q1", "request.preempted")
+    log.move("q1", "request.resumed")
+    log.generate("q1", "is")
+
+
+def bound_late(log: History) -> None:
+    log.ask(bind=False)
+    log.generate("q1", "Par")
+    log.add(c.MessageStarted(message="a1", request="q1"), run="r1")
+    log.generate("q1", "is")
+    log.move("q1", "request.finished", text="Paris")
+    log.add(c.MessageStarted(message="a2", request="q1"), run="r1")
+
+
+def never_queued(log: History) -> None:
+    log.add(c.RunStarted(run="r1", hook="on_message", node="n"))
+    log.add(c.MessageStarted(message="a1", request="q9"), run="r1")
+    log.add(c.RunInterrupted(run="r1", reason="crash"))
+
+
+def edited(log: History) -> None:
+    streaming(log)
+    log.add(c.MessageEdited(message="a1", content="Mine"))
+    log.generate("q1", "is")
+    log.move("q1", "request.finished", text="Paris")
+    log.add(c.MessageRemoved(message="u1"))
+    log.add(c.MessageEdited(message="u1", content="back"))
+
+
+def repeated(log: History) -> None:
+    streaming(log)
+    again = log.events[-1]
+    log.generate("q1", "is")
+    log.raw(again.stream, again.type, again.data, request="q1")
+
+
+#: Hand-written histories, each with something odd in it.
+BY_HAND = (
+    answered,
+    streaming,
+    failed,
+    stopped,
+    interrupted,
+    went_on,
+    preempted,
+    bound_late,
+    never_queued,
+    edited,
+    repeated,
+)
+
+
 TEXTS = (
     "",
     " ",
@@ -190,7 +289,8 @@ def _build(steps: list[Step]) -> History:
         what, thread, subject, relation, text = step
         name, run = "tu"[thread], (None, "r0", "r1")[relation]
         if what < len(_PAYLOADS):
-            payload = _PAYLOADS[what](f"{name}{subject}", (None, "q0", "q1")[relation], TEXTS[text])
+            request = (None, f"q{thread}", "q2")[relation]
+            payload = _PAYLOADS[what](f"{name}{subject}", request, TEXTS[text])
             log.add(payload, run=run, thread=name)
         else:
             _move_request(log, what - len(_PAYLOADS), name, f"q{subject}", TEXTS[text], run)

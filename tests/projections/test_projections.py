@@ -3,23 +3,160 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.events import catalogue as c
+from app.events.codec import decode
 from app.events.memory import MemoryStore
 from app.projections import ledger
-from app.projections.state import ThreadState, load
-from app.projections.views import Span, Views
-from tests.projections.histories import SECOND, History, histories, write
+from app.projections.folding import fold
+from app.projections.rows import Rows
+from app.projections.state import ThreadState, apply, empty
+from app.projections.views import Span, Views, named
+from tests.projections.histories import BY_HAND, SECOND, History, histories, write
 from tests.support.projections import assert_rebuild_equals_live, dump
 
 
-@settings(max_examples=60, deadline=None)
+class Folded:
+    """All projections folded in memory, with everything forgotten after some events."""
+
+    def __init__(self, log: History, cuts: set[int]) -> None:
+        self.connection = ledger.connect(":memory:")
+        folds = []
+        for projection in named(None):
+            ledger.create(self.connection, projection, 1)
+            prefix = projection.prefix(1)
+            rows = Rows(self.connection, prefix, projection.tables, projection.pieces, fresh=True)
+            folds.append((projection, rows))
+        for at, event in enumerate(log.events):
+            for projection, rows in folds:
+                fold(projection, rows, [event], [decode(event)])
+                if at in cuts or at == len(log.events) - 1:
+                    rows.flush()
+                    rows.forget()
+
+    def select(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
+        return self.connection.execute(sql, values).fetchall()
+
+
+def assert_same(log: History, cuts: set[int]) -> None:
+    folded = Folded(log, cuts)
+    for thread in ("t", "u"):
+        state = empty(thread)
+        for event in log.events:
+            if event.stream == f"thread/{thread}":
+                apply(state, event)
+        if state.version:
+            _assert_same_history(state, folded)
+            _assert_same_spans(state, folded)
+            _assert_same_requests(state, folded)
+    folded.connection.close()
+
+
+def _assert_same_history(s: ThreadState, folded: Folded) -> None:
+    (thread,) = folded.select(
+        "SELECT owner, title, version, deleted, created, updated FROM history_1_thread"
+        " WHERE id = ?",
+        s.id,
+    )
+    assert thread == (s.owner, s.title, s.version, s.deleted, s.created, s.updated)
+    messages = folded.select(
+        "SELECT id, role, status, iif(ended IS NULL, NULL, text), run, request, version, created,"
+        " ended, edited, feedback FROM history_1_message WHERE thread = ? ORDER BY first",
+        s.id,
+    )
+    assert messages == [
+        (
+            m.id,
+            m.role,
+            m.status,
+            None if m.ended is None else m.content,
+            m.run,
+            m.request,
+            m.version,
+            m.created,
+            m.ended,
+            m.edited,
+            m.feedback.value if m.feedback else 0,
+        )
+        for m in s.messages
+    ]
+    runs = folded.select("SELECT id, status, node, ended FROM history_1_run WHERE thread = ?", s.id)
+    assert sorted(runs) == sorted((r.id, r.status, r.node, r.ended) for r in s.runs)
+
+
+def _assert_same_spans(s: ThreadState, folded: Folded) -> None:
+    def spans_of(kind: str) -> list[tuple[Any, ...]]:
+        return folded.select(
+            'SELECT id, status, start, "end", first FROM timeline_1_span WHERE stream = ? AND'
+            " kind = ? AND status <> 'removed' ORDER BY position",
+            f"thread/{s.id}",
+            kind,
+        )
+
+    removed = {m.id for m in s.messages if m.status == "removed"}
+    assert [span for span in spans_of("message") if span[0] not in removed] == [
+        (m.id, m.status, m.created, m.ended, m.first_token)
+        for m in s.messages
+        if m.id not in removed
+    ]
+    assert spans_of("run") == [(r.id, r.status, r.started, r.ended, None) for r in s.runs]
+    assert spans_of("step") == [(r.id, r.status, r.started, r.ended, None) for r in s.steps]
+    assert spans_of("request") == [
+        (r.id, r.state, r.queued, r.ended, r.first_token) for r in s.requests
+    ]
+
+
+def _assert_same_requests(s: ThreadState, folded: Folded) -> None:
+    requests = folded.select(
+        "SELECT id, state, epoch, run, worker, batches, reason, queued, claimed, started,"
+        " first_token, ended FROM requests_1_request WHERE thread = ? ORDER BY seq",
+        s.id,
+    )
+    assert requests == [
+        (
+            r.id,
+            r.state,
+            r.epoch,
+            r.run,
+            r.worker,
+            r.batches,
+            r.reason,
+            r.queued,
+            r.claimed,
+            r.started,
+            r.first_token,
+            r.ended,
+        )
+        for r in s.requests
+    ]
+
+
+@settings(max_examples=400, deadline=None)
+@given(log=histories(), cuts=st.sets(st.integers(0, 60), max_size=6))
+def test_rows_are_the_fold_of_states(log: History, cuts: set[int]) -> None:
+    assert_same(log, cuts)
+
+
+@pytest.mark.parametrize("history", BY_HAND)
+def test_rows_are_the_fold_of_states_in_histories_by_hand(
+    history: Callable[[History], None],
+) -> None:
+    log = History()
+    history(log)
+    for cut in range(len(log.events)):
+        assert_same(log, {cut})
+
+
+@settings(max_examples=50, deadline=None)
 @given(log=histories(), sizes=st.lists(st.integers(1, 9), min_size=1, max_size=5))
-async def test_rebuilt_equals_live_and_both_equal_the_fold(log: History, sizes: list[int]) -> None:
+async def test_rebuilt_equals_live(log: History, sizes: list[int]) -> None:
     """Live: any batches, with a restart between any two of them."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "views"
@@ -35,53 +172,6 @@ async def test_rebuilt_equals_live_and_both_equal_the_fold(log: History, sizes: 
                 if done >= len(log.events):
                     break
             await assert_rebuild_equals_live(store, path)
-            for thread in ("t", "u"):
-                state = await load(store, thread)
-                if state is not None:
-                    _assert_same(state, path)
-
-
-def _assert_same(state: ThreadState, path: Path) -> None:
-    connection = ledger.connect(str(path), readonly=True)
-    try:
-        position = ledger.position(connection, "history")
-        assert position is not None
-        prefix = f"history_{position.generation}_"
-        thread = connection.execute(
-            "SELECT owner, title, version, deleted, created, updated"
-            f" FROM {prefix}thread WHERE id = ?",
-            (state.id,),
-        ).fetchone()
-        messages = connection.execute(
-            "SELECT id, role, status, iif(ended IS NULL, NULL, text), run, request, version,"
-            " created, ended, edited, feedback"
-            f" FROM {prefix}message WHERE thread = ? ORDER BY first",
-            (state.id,),
-        ).fetchall()
-        runs = connection.execute(
-            f"SELECT id, status, node, ended FROM {prefix}run WHERE thread = ?", (state.id,)
-        ).fetchall()
-    finally:
-        connection.close()
-    s = state
-    assert thread == (s.owner, s.title, s.version, s.deleted, s.created, s.updated)
-    assert messages == [
-        (
-            m.id,
-            m.role,
-            m.status,
-            None if m.ended is None else m.content,
-            m.run,
-            m.request,
-            m.version,
-            m.created,
-            m.ended,
-            m.edited,
-            m.feedback.value if m.feedback else 0,
-        )
-        for m in state.messages
-    ]
-    assert sorted(runs) == sorted((r.id, r.status, r.node, r.ended) for r in state.runs)
 
 
 async def spans(log: History) -> list[Span]:

@@ -22,7 +22,7 @@ from app.events.open import open_store
 from app.events.store import Append
 from app.projections import ledger, rebuild, runner
 from app.projections.history import History as HistoryProjection
-from app.projections.views import Views
+from app.projections.views import Views, named
 from tests.projections.histories import History, write
 from tests.support.projections import assert_rebuild_equals_live, dump
 
@@ -57,7 +57,7 @@ CHILD = """
 import asyncio, sys
 from app.events.open import open_store
 from app.projections import rebuild, runner
-from app.projections.views import Views
+from app.projections.views import Views, named
 
 runner.BATCH, runner.BULK, rebuild.BATCH = 50, 100, 100
 
@@ -195,6 +195,19 @@ async def test_tables_taken_over_by_another_version(tmp_path: Path) -> None:
         await views.reached(len(log.events), "history")
 
 
+async def test_a_swap_never_moves_readers_back(tmp_path: Path) -> None:
+    path, log = tmp_path / "views", long_log(2, 50)
+    async with MemoryStore() as store, Views.open(store, path) as views:
+        await write(store, log.events)
+        await views.reached(len(log.events))
+        filler = rebuild._Filler(str(path), named(None), store.incarnation)
+        filler.fill(await store.fetch(limit=20))
+        await rebuild._swap(store, filler)
+        filler.close()
+        assert seq_of(path) == len(log.events)
+        await assert_rebuild_equals_live(store, path)
+
+
 async def test_swap_while_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rebuild, "BATCH", 500)
     async with MemoryStore() as store, Views.open(store, None) as views:
@@ -253,12 +266,12 @@ async def test_a_poison_event_stops_only_the_projections_that_need_it(
     path = tmp_path / "views"
     log = long_log(2, 3)
     async with MemoryStore() as store:
-        async with Views.open(store, path) as views:
-            await write(store, log.events)
-            poison = NewEvent(type="message.posted", data=b'{"message": 1}')
-            good = new(c.RequestQueued(request="q9", params=c.SamplingParams(seed=1)), request="q9")
-            await store.append(Append(stream="thread/t0", events=[poison, good]))
-            head = await store.head()
+        await write(store, log.events)
+        poison = NewEvent(type="message.posted", data=b'{"message": 1}')
+        good = new(c.RequestQueued(request="q9", params=c.SamplingParams(seed=1)), request="q9")
+        await store.append(Append(stream="thread/t0", events=[poison, good]))
+        head = await store.head()
+        async with Views.open(store, path) as views:  # all in one batch
             with caplog.at_level(logging.ERROR):
                 await views.reached(head, "requests")
                 await views.reached(head)
@@ -272,6 +285,8 @@ async def test_a_poison_event_stops_only_the_projections_that_need_it(
                 assert standing[name].seq == head - 2
                 assert f"projection {name} cannot fold event {head - 1}" in caplog.text
             assert len(await views.threads(owner="local")) == 2, "it serves what it has"
+            for span in await views.timeline("t0"):
+                assert span.kind != "request" or span.detail["tokens"] == 3
             with pytest.raises(EverlogError, match="malformed"):
                 await views.rebuild(["history"])
         async with Views.open(store, path) as views:  # a restart tries again, and stops again

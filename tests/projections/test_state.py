@@ -13,7 +13,22 @@ from hypothesis import strategies as st
 from app.events import catalogue as c
 from app.events.memory import MemoryStore
 from app.projections.state import ThreadState, apply, derive_title, empty, load
-from tests.projections.histories import History, histories, write
+from tests.projections.histories import (
+    History,
+    answered,
+    bound_late,
+    edited,
+    failed,
+    histories,
+    interrupted,
+    never_queued,
+    preempted,
+    repeated,
+    stopped,
+    streaming,
+    went_on,
+    write,
+)
 
 
 def fold(log: History, thread: str = "t", upto: int | None = None) -> ThreadState:
@@ -31,82 +46,6 @@ def statuses(state: ThreadState) -> dict[str, str]:
 
 def contents(state: ThreadState) -> dict[str, str]:
     return {m.id: m.content for m in state.messages}
-
-
-def answered(log: History) -> None:
-    log.ask()
-    log.generate("q1", "Par", "is")
-    log.move("q1", "request.finished", text="Paris")
-    log.add(c.RunCompleted(run="r1"))
-
-
-def streaming(log: History) -> None:
-    log.ask()
-    log.generate("q1", "Par")
-
-
-def failed(log: History) -> None:
-    streaming(log)
-    log.move("q1", "request.failed")
-    log.add(c.RunFailed(run="r1", error=c.ErrorInfo(kind="EngineError", message="no")))
-
-
-def stopped(log: History) -> None:
-    log.ask()
-    log.add(c.StepStarted(step="s1", name="search"), run="r1")
-    log.add(c.MessageStarted(message="m1"), run="r1")
-    log.add(c.MessageDelta(message="m1", text="so f"), run="r1")
-    log.generate("q1", "Par")
-    log.add(c.RunStopped(run="r1"))
-    log.add(c.RequestCancelled(request="q1", text="Par"))
-    log.add(c.MessageCompleted(message="m1", content="so far"), run="r1")
-
-
-def interrupted(log: History) -> None:
-    log.ask()
-    log.add(c.StepStarted(step="s1", name="search"), run="r1")
-    log.add(c.MessageStarted(message="m1"), run="r1")
-    log.add(c.MessageDelta(message="m1", text="so f"), run="r1")
-    log.generate("q1", "Par")
-    log.add(c.RunInterrupted(run="r1", reason="crash"))
-
-
-def went_on(log: History) -> None:
-    interrupted(log)
-    log.move("q1", "request.abandoned")
-    log.generate("q1", "is")
-    log.move("q1", "request.finished", text="Paris")
-
-
-def preempted(log: History) -> None:
-    streaming(log)
-    log.move("q1", "request.preempted")
-    log.move("q1", "request.resumed")
-    log.generate("q1", "is")
-
-
-def bound_late(log: History) -> None:
-    log.ask(bind=False)
-    log.generate("q1", "Par")
-    log.add(c.MessageStarted(message="a1", request="q1"), run="r1")
-    log.generate("q1", "is")
-    log.move("q1", "request.finished", text="Paris")
-    log.add(c.MessageStarted(message="a2", request="q1"), run="r1")
-
-
-def never_queued(log: History) -> None:
-    log.add(c.RunStarted(run="r1", hook="on_message", node="n"))
-    log.add(c.MessageStarted(message="a1", request="q9"), run="r1")
-    log.add(c.RunInterrupted(run="r1", reason="crash"))
-
-
-def edited(log: History) -> None:
-    streaming(log)
-    log.add(c.MessageEdited(message="a1", content="Mine"))
-    log.generate("q1", "is")
-    log.move("q1", "request.finished", text="Paris")
-    log.add(c.MessageRemoved(message="u1"))
-    log.add(c.MessageEdited(message="u1", content="back"))
 
 
 @pytest.mark.parametrize(
@@ -129,6 +68,7 @@ def edited(log: History) -> None:
         (preempted, {"a1": "streaming", "q1": "running"}, {"a1": "Paris"}),
         (bound_late, {"a1": "done", "a2": "done"}, {"a1": "Paris", "a2": "Paris"}),
         (never_queued, {"a1": "interrupted"}, {"a1": ""}),
+        (repeated, {"a1": "streaming", "q1": "running"}, {"a1": "Paris"}),
         (edited, {"a1": "done", "u1": "removed"}, {"a1": "Mine", "u1": ""}),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
