@@ -7,6 +7,7 @@ adjacent deltas of the same text, and the versions still add up.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
@@ -182,21 +183,20 @@ def _merge_tokens(group: list[Event], cache: ItemCache) -> Iterator[tuple[int, b
 
 
 def _merge_deltas(group: list[Event], cache: ItemCache) -> Iterator[tuple[int, bytes]]:
-    """Merge a stretch of deltas, but for the first, which may be the message's first text."""
-    yield group[0].version, cache.encode(group[0])
-    group = group[1:]
-    start = 0
-    payloads = [_delta.decode(event.data) for event in group]
-    for i in range(1, len(group) + 1):
-        if i < len(group) and payloads[i].message == payloads[start].message:
-            continue
-        if i - start == 1:
-            yield group[start].version, cache.encode(group[start])
-        else:
-            text = "".join([p.text for p in payloads[start:i]])
-            whole = MessageDelta(message=payloads[start].message, text=text)
-            yield group[i - 1].version, _merged(group[start:i], _encode(whole))
-        start = i
+    """Merge a stretch of deltas by message.
+
+    Of each message's the first stays alone, so that its time is kept: it may be its first text.
+    """
+    decoded = [(event, _delta.decode(event.data)) for event in group]
+    for message, stretch in itertools.groupby(decoded, key=lambda pair: pair[1].message):
+        (first, _), *rest = stretch
+        yield first.version, cache.encode(first)
+        if len(rest) == 1:
+            yield rest[0][0].version, cache.encode(rest[0][0])
+        elif rest:
+            events = [event for event, _ in rest]
+            whole = MessageDelta(message=message, text="".join([p.text for _, p in rest]))
+            yield events[-1].version, _merged(events, _encode(whole))
 
 
 def merge(events: Sequence[Event], cache: ItemCache) -> Iterator[tuple[int, bytes]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from app.events.catalogue import (
@@ -127,7 +127,7 @@ def test_nothing_is_merged_across_epochs_requests_or_messages() -> None:
     events += [event(v, MessageDelta(message="n", text=str(v))) for v in (14, 15)]
     got = flat(received(Delivery(T, 0, ItemCache()), events))
     assert [(item.v, item.last) for item in got] == [
-        (1, 5), (6, 8), (9, 10), (11, 11), (12, 13), (14, 15),
+        (1, 5), (6, 8), (9, 10), (11, 11), (12, 13), (14, 14), (15, 15),
     ]  # fmt: skip
 
 
@@ -197,7 +197,8 @@ def history(script: list[tuple[str, int, int]]) -> Iterator[Event]:
 STARTED = '"model":"m","weights":"w","prompt_tokens":1'
 
 
-@settings(max_examples=150)
+@settings(max_examples=200)
+@example([("other", 0, 0), ("delta", 0, 0), ("delta", 1, 0), ("delta", 1, 0)], [12])
 @given(moves, st.lists(st.integers(1, 30), min_size=1, max_size=8))
 def test_merged_or_not_the_client_arrives_at_the_same_state(
     script: list[tuple[str, int, int]], cuts: list[int]
