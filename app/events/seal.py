@@ -44,8 +44,12 @@ class Head(msgspec.Struct, frozen=True):
 
 
 class Sealed(msgspec.Struct, frozen=True):
-    """Where the newest seal ends. ``seq`` is the seal's own position."""
+    """Where the newest seal ends.
 
+    ``seq`` is the seal's own position; ``version`` that of the seals' stream when it was read.
+    """
+
+    version: int = 0
     seq: int = 0
     last: int = 0
     root: bytes = GENESIS
@@ -66,14 +70,14 @@ def read_seal(event: Event) -> LogSealed:
 
 async def newest_seal(store: LogStore, *, until: int | None = None) -> Sealed:
     """Find the end of the chain of seals, or where it ended when ``until`` was the head."""
-    version = await store.stream_version(SEAL_STREAM)
+    now = version = await store.stream_version(SEAL_STREAM)
     while version:  # the stream holds other facts of the log too
         event = (await store.fetch(stream=SEAL_STREAM, after=version - 1, limit=1))[0]
         if event.type == "log.sealed" and (until is None or event.seq <= until):
             seal = read_seal(event)
-            return Sealed(event.seq, seal.last, bytes.fromhex(seal.root))
+            return Sealed(now, event.seq, seal.last, bytes.fromhex(seal.root))
         version -= 1
-    return Sealed()
+    return Sealed(now)
 
 
 async def head(store: LogStore) -> Head:
@@ -87,7 +91,7 @@ async def head(store: LogStore) -> Head:
     return Head(store.incarnation, seq, root.hex())
 
 
-async def seal_now(store: LogStore, *, sealed: Sealed | None = None) -> Sealed | None:
+async def seal_now(store: LogStore) -> Sealed | None:
     """Append one seal over the events since the last one.
 
     Returns:
@@ -95,7 +99,7 @@ async def seal_now(store: LogStore, *, sealed: Sealed | None = None) -> Sealed |
         else sealed at the same time.
 
     """
-    sealed = sealed or await newest_seal(store)
+    sealed = await newest_seal(store)
     last = min(await store.head(), sealed.last + LARGEST)
     if not await _worth_sealing(store, sealed, last):
         return None
@@ -108,11 +112,14 @@ async def seal_now(store: LogStore, *, sealed: Sealed | None = None) -> Sealed |
         previous=sealed.root.hex(),
         root=root.hex(),
     )
-    version = await store.stream_version(SEAL_STREAM)
     outcome = await store.append(
-        Append(stream=SEAL_STREAM, events=[new(payload)], expected=version)
+        Append(stream=SEAL_STREAM, events=[new(payload)], expected=sealed.version)
     )
-    return Sealed(outcome.last_seq, last, root) if isinstance(outcome, Appended) else None
+    return (
+        Sealed(outcome.version, outcome.last_seq, last, root)
+        if isinstance(outcome, Appended)
+        else None
+    )
 
 
 async def _worth_sealing(store: LogStore, sealed: Sealed, last: int) -> bool:

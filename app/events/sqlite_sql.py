@@ -111,7 +111,7 @@ SELECT_ROWS = (
     _EVENT.format(extra=", e.salt, e.leaf", join="LEFT") + " WHERE e.seq > ? ORDER BY e.seq LIMIT ?"
 )
 
-SELECT_SEQS = "SELECT seq FROM event WHERE seq > ? ORDER BY seq LIMIT ?"
+SELECT_ROW = _EVENT.format(extra=", e.salt, e.leaf", join="LEFT") + " WHERE e.seq = ?"
 
 SELECT_LEAVES = "SELECT leaf FROM event WHERE seq > ? AND seq <= ? ORDER BY seq"
 
@@ -220,12 +220,20 @@ def select_rows(conn: sqlite3.Connection, after: int, limit: int) -> list[Row | 
     try:
         found = conn.execute(SELECT_ROWS, (after, limit)).fetchall()
         return [(_event(row), row[11], row[12]) for row in found]
-    except sqlite3.DatabaseError as error:
-        if limit == 1:
-            return [StoreError(str(error))]
+    except sqlite3.DatabaseError:
+        return [_select_row(conn, seq) for seq in range(after + 1, after + 1 + limit)]
     finally:
         conn.text_factory = str
-    return [row for seq in range(after, after + limit) for row in select_rows(conn, seq, 1)]
+
+
+def _select_row(conn: sqlite3.Connection, seq: int) -> Row | StoreError:
+    try:
+        row = conn.execute(SELECT_ROW, (seq,)).fetchone()
+    except sqlite3.DatabaseError as error:
+        return StoreError(str(error))
+    if row is None:
+        return StoreError("it is not where it should be")
+    return (_event(row), row[11], row[12])
 
 
 def _decode(text: bytes) -> str:

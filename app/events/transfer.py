@@ -156,6 +156,8 @@ def _parse(lines: Iterable[bytes]) -> Iterator[tuple[Event, bytes]]:
         try:
             line = _decode(text)
             data = bytes(line.data) or base64.b64decode(line.raw, validate=True)
+            if line.data and not _fits(data):
+                raise ValueError("data is not JSON")
             salt = bytes.fromhex(line.salt)
         except (msgspec.DecodeError, ValueError, binascii.Error) as error:
             raise InputError(f"line {number}: {error}") from error

@@ -95,8 +95,11 @@ async def verify(
     await _walk(store, total, checks, report, progress)
     for check in checks:
         check.finish(report)
-    for complaint in await store.check():
-        report.add(None, "storage", complaint)
+    try:
+        for complaint in await store.check():
+            report.add(None, "storage", complaint)
+    except StoreError as error:
+        report.add(None, "storage", error.message)
     if report.ok:
         report.head = await head(store)
     return report
@@ -142,7 +145,7 @@ async def _plan(
     ranges: list[_Range] = []
     root, last = GENESIS, 0
     root_then, last_then = root, last  # as of the saved head
-    async for event in store.read(stream=SEAL_STREAM, types=("log.sealed",)):
+    for event in await _seals(store, report):
         try:
             seal = read_seal(event)
             claimed = bytes.fromhex(seal.root)
@@ -160,6 +163,16 @@ async def _plan(
         report.seals += 1
     report.sealed = last
     return ranges, _expect(store, total, expected, report, (root_then, last_then))
+
+
+async def _seals(store: LogStore, report: Report) -> list[Event]:
+    found: list[Event] = []
+    try:
+        async for event in store.read(stream=SEAL_STREAM, types=("log.sealed",)):
+            found.append(event)  # noqa: PERF401 - keep what was read before an error
+    except StoreError as error:
+        report.add(None, "storage", f"seals cannot be read: {error.message}")
+    return found
 
 
 def _expect(
