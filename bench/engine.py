@@ -10,6 +10,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,8 @@ def main(arguments: list[str] | None = None) -> None:
     for batch in options.batch:
         prompts = _prompts(batch, options.prompt, runner.tokenizer.vocab_size)
         ours, theirs, same = _take_turns(
-            lambda p=prompts: _run_ours(runner, p, options.output),  # type: ignore[misc]
-            lambda p=prompts: _run_theirs(baseline, p, options.output),  # type: ignore[misc]
+            partial(_run_ours, runner, prompts, options.output),
+            partial(_run_theirs, baseline, prompts, options.output),
             options.rounds,
         )
         count = batch * options.output
@@ -59,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _prompts(batch: int, length: int, vocab: int) -> list[list[int]]:
     random = torch.Generator().manual_seed(0)
-    return torch.randint(20, vocab, (batch, length), generator=random).tolist()  # type: ignore[no-any-return]
+    return torch.randint(20, vocab, (batch, length), generator=random).tolist()
 
 
 def _take_turns(

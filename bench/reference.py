@@ -55,7 +55,8 @@ def reference(path: Path, dtype: torch.dtype = torch.float32) -> Any:
     model.load_state_dict(state, assign=True, strict=True)
     model.tie_weights()
     model.model.rotary_emb = type(model.model.rotary_emb)(config)  # its buffers were on meta
-    return model.eval()
+    model.train(False)
+    return model
 
 
 def _name(stored: str, config: Any) -> tuple[str, int]:
