@@ -13,11 +13,11 @@ from app.cli.replay import Screen, Script
 from app.cli.root import EXIT_INTERRUPTED
 from app.errors import EverlogError, InputError
 from app.events.catalogue import Usage
-from app.events.envelope import Event, thread_stream
 from app.events.ids import is_id, uuid7
 from app.events.lifecycle import TERMINAL
 from app.projections.state import ThreadState, apply, empty
 from app.transport.client import Client
+from app.transport.items import to_event
 from app.transport.protocol import Item, Reset
 
 __all__ = ["Answer", "answer"]
@@ -52,6 +52,8 @@ async def answer(
     text: str,
     params: dict[str, Any],
     show: Callable[[str, str], None],
+    *,
+    notes: bool = False,
 ) -> Answer:
     """Ask the server at ``url`` and return the whole answer; ``show`` gets it as it comes.
 
@@ -61,6 +63,7 @@ async def answer(
         text: What to ask.
         params: Sampling parameters by name.
         show: Takes text and its style.
+        notes: Also show what the service did beside it.
 
     Raises:
         EverlogError: There is no server, or it refuses.
@@ -70,7 +73,7 @@ async def answer(
         thread = await _resolve(url, given) if given else uuid7()
         message = uuid7()
         ack = await client.post(thread, text, message=message, params=params or None)
-        watch = asyncio.ensure_future(_watch(client, thread, message, ack.version - 1, show))
+        watch = asyncio.ensure_future(_watch(client, thread, message, ack.version - 1, show, notes))
         try:
             return await asyncio.shield(watch)
         except asyncio.CancelledError:  # Ctrl-C: closing a socket stops nothing, so say it
@@ -105,7 +108,12 @@ async def _resolve(url: str, given: str) -> str:
 
 
 async def _watch(
-    client: Client, thread: str, message: str, after: int, show: Callable[[str, str], None]
+    client: Client,
+    thread: str,
+    message: str,
+    after: int,
+    show: Callable[[str, str], None],
+    notes: bool,
 ) -> Answer:
     """Follow the thread after a version, to the end of the run that answers ``message``."""
     state, script, screen = empty(thread), Script(), Screen(show)
@@ -118,33 +126,18 @@ async def _watch(
                 )
             if not isinstance(item, Item):
                 continue
-            event = _event(thread, item)
+            event = to_event(item, thread)
             apply(state, event)
             if item.type == "run.started" and state.runs[-1].message == message:
                 run = item.run
             if item.run == run:
                 for beat in script.beats(event):
-                    screen.show(beat)
+                    if notes or beat.kind != "note":
+                        screen.show(beat)
             if run is not None and _ended(state, run):
                 screen.end()
                 return _answer(state, run)
     raise EverlogError("The server ended the conversation")
-
-
-def _event(thread: str, item: Item) -> Event:
-    return Event(
-        seq=item.seq,
-        stream=thread_stream(thread),
-        version=item.last,
-        type=item.type,
-        schema=item.schema,
-        time=item.time,
-        actor=item.actor,
-        request=item.request,
-        run=item.run,
-        cause=None,
-        data=bytes(item.data),
-    )
 
 
 def _ended(state: ThreadState, run: str) -> bool:

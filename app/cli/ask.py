@@ -9,40 +9,38 @@ from typing import Any
 import click
 
 from app.cli.console import emit, styled
-from app.cli.options import json_option, with_settings
+from app.cli.options import json_option, with_config
 from app.cli.root import everlog
 from app.errors import EverlogError
 from app.settings import Loaded
 
-#: Fields of `SamplingParams`, without importing it.
-SAMPLING: dict[str, type] = {
-    "temperature": float,
-    "top_k": int,
-    "top_p": float,
-    "min_p": float,
-    "repetition_penalty": float,
-    "presence_penalty": float,
-    "frequency_penalty": float,
-    "stop": str,
-    "stop_token_ids": int,
-    "max_tokens": int,
-    "min_tokens": int,
-    "ignore_eos": bool,
-    "seed": int,
+#: Fields of `SamplingParams`, without importing it: their types, and what they do.
+SAMPLING: dict[str, tuple[type, str]] = {
+    "temperature": (float, "0 is greedy; larger is more random."),
+    "top_k": (int, "Draw from the so many likeliest tokens; 0 is off."),
+    "top_p": (float, "Draw from the likeliest tokens that make up this probability."),
+    "min_p": (float, "Drop tokens less likely than this part of the likeliest."),
+    "repetition_penalty": (float, "Above 1 against tokens that were there."),
+    "presence_penalty": (float, "Above 0 against tokens of the answer."),
+    "frequency_penalty": (float, "Above 0 against tokens often in the answer."),
+    "stop": (str, "Text that ends the answer; may be given several times."),
+    "stop_token_ids": (int, "Token that ends the answer; may be given several times."),
+    "max_tokens": (int, "Longest answer in tokens."),
+    "min_tokens": (int, "No end before so many tokens."),
+    "ignore_eos": (bool, "Go on after the model's own end token."),
+    "seed": (int, "The same seed gives the same answer."),
 }
 SEVERAL = ("stop", "stop_token_ids")
 
 
 def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add an option for each sampling parameter; left out, the server's default holds."""
-    for name, kind in reversed(SAMPLING.items()):
+    for name, (kind, about) in reversed(SAMPLING.items()):
         flag = "--" + name.replace("_", "-")
         if kind is bool:
-            option = click.option(flag, is_flag=True, default=None)
-        elif name in SEVERAL:
-            option = click.option(flag, type=kind, multiple=True, help="May be given again.")
+            option = click.option(flag, is_flag=True, default=None, help=about)
         else:
-            option = click.option(flag, type=kind)
+            option = click.option(flag, type=kind, multiple=name in SEVERAL, help=about)
         command = option(command)
     return command
 
@@ -53,7 +51,7 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--url", metavar="URL", help="Of the server; by default where `serve` listens.")
 @sampling_options
 @json_option("one JSON object at the end: thread, request, text, finish_reason, usage")
-@with_settings
+@with_config
 def ask(
     loaded: Loaded,
     prompt: tuple[str, ...],
@@ -74,7 +72,8 @@ def ask(
     params = _params(sampling)
     target = url or _default_url(loaded)
     show = _silent if as_json else _show
-    found = asyncio.run(answer(target, thread, text, params, show))
+    notes = sys.stdout.isatty()
+    found = asyncio.run(answer(target, thread, text, params, show, notes=notes))
     if as_json:
         emit(found)
     elif not found.good:
@@ -113,9 +112,7 @@ def _silent(text: str, style: str) -> None:
 
 
 def _show(text: str, style: str) -> None:
-    """Print the answer to stdout, and what the service did beside it to stderr, if one looks."""
-    if not style:
-        click.echo(text, nl=False)
+    """Print the answer, without the name of who speaks."""
+    if style != "who":
+        click.echo(styled(text, style), nl=False)
         sys.stdout.flush()
-    elif style != "who" and sys.stderr.isatty():
-        click.echo(styled(text, style), nl=False, err=True)

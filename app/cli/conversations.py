@@ -91,7 +91,9 @@ def show(loaded: Loaded, thread: str, at: int | None, as_json: bool) -> None:
 
 
 def _print_message(message: MessageState) -> None:
-    who = message.author or ("you" if message.role == "user" else message.role)
+    from app.cli.replay import speaker
+
+    who = speaker(message.role, message.author)
     status = "" if message.status == "done" else f" ({message.status})"
     edited = " (edited)" if message.edited else ""
     click.echo(f"\n{styled(clean(who), 'who')}{styled(status + edited, 'dim')}")

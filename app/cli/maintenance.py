@@ -39,7 +39,7 @@ def rebuild(loaded: Loaded, names: tuple[str, ...], as_json: bool) -> None:
     rate = done.events / max(done.seconds, 1e-9)
     click.echo(
         styled("✓ ", "good")
-        + f"{', '.join(done.names)} rebuilt from {done.events:,} events"
+        + f"{', '.join(done.generations)} rebuilt from {done.events:,} events"
         + f" in {duration(done.seconds * 1e9)} ({rate:,.0f} events/s)"
     )
 

@@ -11,7 +11,7 @@ import click
 
 from app.settings import FILE, Flag, Loaded, keys, load
 
-__all__ = ["json_option", "setting", "thread_argument", "with_settings"]
+__all__ = ["json_option", "setting", "thread_argument", "with_config", "with_settings"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -32,8 +32,12 @@ def setting(flag: str, path: str, **attributes: Any) -> Callable[[Command], Comm
 
 def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add ``--config`` and ``--database``, and pass the loaded settings as ``loaded``."""
+    return setting("--database", "database.url", metavar="URL")(with_config(command))
 
-    @setting("--database", "database.url", metavar="URL")
+
+def with_config(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--config``, and pass the loaded settings as ``loaded``."""
+
     @click.option(
         "--config",
         "config_file",

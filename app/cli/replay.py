@@ -15,7 +15,10 @@ from app.events import catalogue as c
 from app.events.codec import PayloadError, decode
 from app.events.envelope import Event
 
-__all__ = ["Beat", "Screen", "Script", "play"]
+__all__ = ["Beat", "Screen", "Script", "play", "speaker"]
+
+LOCAL = "local"
+"""The user of a server without login."""
 
 Write = Callable[[str, str], None]
 Said = tuple[int, str, str, str | None, str]
@@ -44,6 +47,13 @@ class Beat(msgspec.Struct, frozen=True, omit_defaults=True):
     message: str | None = None
     tone: str = ""
     idle: bool = False
+
+
+def speaker(role: str, author: str | None) -> str:
+    """Return who a message is from, as people say it."""
+    if role == "user":
+        return "you" if author in (None, LOCAL) else author
+    return author or role
 
 
 def pieces(text: str, count: int) -> list[str]:
@@ -103,11 +113,11 @@ class Script:
     def _say(self, event: Event, payload: Any) -> Iterator[Said]:
         match payload:
             case c.MessagePosted():
-                who = payload.author or ("you" if payload.role == "user" else payload.role)
+                who = speaker(payload.role, payload.author)
                 yield event.time, "message", who, payload.message, ""
                 yield event.time, "text", payload.content, payload.message, ""
             case c.MessageStarted():
-                who = payload.author or payload.role
+                who = speaker(payload.role, payload.author)
                 yield event.time, "message", who, payload.message, ""
                 if early := self._texts.get(payload.request or ""):
                     yield event.time, "text", early, payload.message, ""

@@ -52,15 +52,16 @@ def serve(loaded: Loaded, file: Path | None, watch: bool) -> None:
 
 
 def _run(config: Config, file: Path | None, watch: bool) -> None:
+    started = time.monotonic()
     if config.engine.enabled:
         _fetch_model(config)
         if sys.stdout.isatty():
             click.echo(styled(f"Loading {config.engine.model} ...", "dim"))
+        else:
+            logging.getLogger("everlog").info("loading %s", config.engine.model)
     import uvloop
 
     from app.transport.server import serve
-
-    started = time.monotonic()
 
     def on_ready(service: Service) -> None:
         banner(service, time.monotonic() - started)
@@ -86,7 +87,9 @@ def _fetch_model(config: Config) -> None:
 
 def facts(service: Service) -> dict[str, str]:
     """Return what a person wants to know of a service that has become ready."""
-    found = {"url": service.url, "database": str(service.database or "memory (lost on exit)")}
+    path = service.database
+    database = str(path.absolute()) if path else "in memory, lost on exit"
+    found = {"url": service.url, "database": database}
     model = service.model
     if model is None:
         return found | {"model": "none: this process runs no engine"}

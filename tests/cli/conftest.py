@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -20,9 +24,21 @@ from app.events.seal import seal_now
 from app.events.store import Append, Appended, Fence
 from tests.cli.story import THREAD, new_events
 
+ROOT = Path(__file__).parents[2]
 OTHER = "01938f00-0000-7000-8000-0000000000ff"
 
 Run = Callable[..., Result]
+
+
+@contextlib.contextmanager
+def child(*args: str, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """`everlog ...` in a process that is gone afterwards, however the test ends."""
+    command = [sys.executable, "-m", "app", *args]
+    with subprocess.Popen(command, cwd=ROOT, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 async def write_story(path: Path) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from app import __version__
+from app.cli.reference import reference
 from app.cli.root import ORDER
-from tests.cli.conftest import OTHER, Run
+from tests.cli.conftest import OTHER, ROOT, Run, child
 from tests.cli.story import THREAD, events
 
-ROOT = Path(__file__).parents[2]
 COUNT = len(events()) + 2  # another conversation, and the seal
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -141,19 +141,18 @@ def test_events_follow(run: Run, database: Path) -> None:
     from app.events.open import open_store
     from tests.cli.conftest import append
 
-    command = [sys.executable, "-m", "app", "events", "--follow", "--json", "--after", str(COUNT)]
-    command += ["--database", str(database)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as child:
+    args = ["--follow", "--json", "--after", str(COUNT), "--database", str(database)]
+    with child("events", *args, stdout=subprocess.PIPE) as reader:
 
         async def write() -> None:
             async with open_store(str(database)) as store:
                 await append(store, OTHER, new(c.ThreadRenamed(title="Now")))
 
         asyncio.run(write())
-        assert child.stdout is not None
-        assert json.loads(child.stdout.readline())["data"] == {"title": "Now"}
-        child.send_signal(signal.SIGINT)
-        assert child.wait(10) == 130
+        assert reader.stdout is not None
+        assert json.loads(reader.stdout.readline())["data"] == {"title": "Now"}
+        reader.send_signal(signal.SIGINT)
+        assert reader.wait(10) == 130
 
 
 def test_closed_pipe_is_quiet(database: Path) -> None:
@@ -199,7 +198,7 @@ def test_saved_head_must_be_one(run: Run) -> None:
 def test_rebuild(run: Run) -> None:
     assert "history, timeline, requests rebuilt" in run("rebuild").stdout
     done = json.loads(run("rebuild", "history", "--json").stdout)
-    assert (done["names"], done["seq"]) == (["history"], COUNT)
+    assert (list(done["generations"]), done["seq"]) == (["history"], COUNT)
     assert "no projection" in run("rebuild", "hstory", code=2).stderr
 
 
@@ -323,3 +322,15 @@ def test_a_damaged_database_is_an_error_not_a_traceback(run: Run, database: Path
     connection.close()
     result = run("events", code=3)
     assert result.stderr.startswith("error:")
+
+
+def test_reference_is_current() -> None:
+    page = ROOT / "docs" / "cli.md"
+    assert page.read_text() == reference(), "run: python -m app.cli.reference > docs/cli.md"
+
+
+def test_models_list(run: Run) -> None:
+    text = run("models", "list").stdout
+    assert "smollm2-135m-instruct" in text
+    assert json.loads(run("models", "list", "--json").stdout)["used"] == "smollm2-135m-instruct"
+    assert "no-such-model" in run("models", "pull", "no-such-model", code=3).stderr

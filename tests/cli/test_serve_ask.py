@@ -1,0 +1,168 @@
+"""`serve` and `ask` as a user runs them: real processes, a scripted handler, no model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from app.cli.ask import SAMPLING
+from app.events.catalogue import SamplingParams
+from tests.cli.conftest import child
+from tests.support.server import ROOT, Server, free_port, running
+
+HANDLER = """
+import asyncio, json
+from app import Message, on_message, step
+
+@step(type="tool")
+async def look_up(name):
+    return name.upper()
+
+@on_message
+async def answer(asked: Message) -> None:
+    match asked.content:
+        case "fail":
+            raise ValueError("it broke")
+        case "params":
+            await Message(content=json.dumps(asked.metadata.get("params"))).send()
+        case "count":
+            message = Message()
+            for n in range(1000):
+                await message.stream_token(f"{n} ")
+                await asyncio.sleep(0.02)
+        case _:
+            message = Message(content="")
+            await message.stream_token("You said ")
+            await message.stream_token(await look_up(asked.content))
+            await message.update()
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("serve")
+    (folder / "chat.py").write_text(HANDLER)
+    with running(folder / "log.db", str(folder / "chat.py"), "--no-engine") as server:
+        yield server
+
+
+def everlog(*args: str, code: int = 0, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "app", *args]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False, **options
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def ask(server: Server, *args: str, code: int = 0, **options: Any) -> Any:
+    return everlog("ask", "--url", server.url, *args, code=code, **options)
+
+
+def answer(server: Server, *args: str, code: int = 0) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(ask(server, "--json", *args, code=code).stdout)
+    return found
+
+
+# ------------------------------------------------------------------------------------- ask
+
+
+def test_ask_prints_the_answer_and_nothing_else(server: Server) -> None:
+    done = ask(server, "hello", "there")
+    assert done.stdout == "You said HELLO THERE\n"
+    assert done.stderr == ""
+
+
+def test_ask_reads_stdin(server: Server) -> None:
+    assert ask(server, "-", input="from a pipe").stdout == "You said FROM A PIPE\n"
+
+
+def test_ask_json(server: Server) -> None:
+    found = answer(server, "hello")
+    assert found["text"] == "You said HELLO"
+    assert found["finish_reason"] == "stop"
+    assert {"thread", "request", "usage"} <= found.keys()
+
+
+def test_ask_goes_on_with_a_thread(server: Server) -> None:
+    thread = answer(server, "one")["thread"]
+    assert answer(server, "two", "--thread", thread)["thread"] == thread
+    assert answer(server, "three", "--thread", thread[:35])["thread"] == thread
+    found = everlog("show", thread, "--json", "--database", str(server.database)).stdout
+    said = [m["content"] for m in json.loads(found)["messages"]]
+    assert said[::2] == ["one", "two", "three"]
+    assert "begins the ids of 0" in ask(server, "x", "--thread", "zzz", code=2).stderr
+
+
+def test_sampling_parameters_reach_the_handler(server: Server) -> None:
+    args = ["--temperature", "0", "--seed", "7", "--max-tokens", "5", "--stop", "a", "--stop", "b"]
+    found = json.loads(answer(server, "params", *args, "--ignore-eos")["text"])
+    assert found == {
+        "temperature": 0,
+        "seed": 7,
+        "max_tokens": 5,
+        "stop": ["a", "b"],
+        "ignore_eos": True,
+    }
+    assert answer(server, "params")["text"] == "null"
+    assert "params.top_p" in ask(server, "x", "--top-p", "2", code=2).stderr
+
+
+def test_ask_knows_every_sampling_parameter() -> None:
+    assert set(SAMPLING) == set(SamplingParams.__struct_fields__)
+    for field in msgspec.structs.fields(SamplingParams):
+        assert SAMPLING[field.name][0].__name__ in str(field.type)
+
+
+def test_ask_fails_when_the_answer_does(server: Server) -> None:
+    done = ask(server, "fail", code=1)
+    assert "error: it broke" in done.stderr
+    assert "everlog timeline" in done.stderr
+    found = answer(server, "fail", code=1)
+    assert (found["finish_reason"], found["error"]) == ("failed", "it broke")
+
+
+def test_ask_without_a_server_says_what_to_do() -> None:
+    done = everlog("ask", "hello", "--url", f"http://127.0.0.1:{free_port()}", code=1)
+    assert done.stderr.startswith("error: No server at")
+    assert "everlog serve" in done.stderr
+
+
+def test_ctrl_c_stops_the_answer(server: Server) -> None:
+    command = [sys.executable, "-m", "app", "ask", "count", "--url", server.url]
+    pipes = {"stdin": side, "stdout": side, "stderr": side}
+    with child("serve", *args, env=env, start_new_session=True, **pipes) as serving:
+        os.close(side)
+        text = ""
+        deadline = time.monotonic() + 30
+        while "Ctrl-C" not in text and time.monotonic() < deadline:
+            text += os.read(main, 4096).decode()
+        serving.send_signal(signal.SIGINT)
+        assert serving.wait(20) in (0, 130)
+    os.close(main)
+    assert f"http://127.0.0.1:{port}" in text
+    assert "is ready" in text
+    assert str(tmp_path / "x.db") in text
+
+
+def test_default_url_follows_the_settings(server: Server, tmp_path: Path) -> None:
+    env = {**os.environ, "EVERLOG_SERVER__PORT": str(server.port)}
+    assert everlog("ask", "hi", env=env).stdout == "You said HI\n"
+
+
+def test_ask_honours_the_names_of_platforms() -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        env = {**os.environ, "PORT": str(sock.getsockname()[1])}
+        assert "No server at" in everlog("ask", "hi", code=1, env=env).stderr
