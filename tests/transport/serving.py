@@ -78,17 +78,20 @@ class Raw:
         data = json.dumps(frame) if isinstance(frame, dict) else frame
         await self.socket.send(data)
 
-    async def recv(self) -> dict[str, Any]:
-        """Return the next frame."""
+    async def recv(self, *, hints: bool = False) -> dict[str, Any]:
+        """Return the next frame; ``threads`` may come at any time and is passed over."""
         async with asyncio.timeout(10):
-            frame: dict[str, Any] = json.loads(await self.socket.recv())
-            return frame
+            while True:
+                frame: dict[str, Any] = json.loads(await self.socket.recv())
+                if hints or frame["t"] != "threads":
+                    return frame
 
     async def until(self, kind: str) -> list[dict[str, Any]]:
         """Return frames up to the first of a kind, which is the last."""
-        frames = [await self.recv()]
+        hints = kind == "threads"
+        frames = [await self.recv(hints=hints)]
         while frames[-1]["t"] != kind:
-            frames.append(await self.recv())
+            frames.append(await self.recv(hints=hints))
         return frames
 
     async def closed(self) -> tuple[int | None, str | None]:

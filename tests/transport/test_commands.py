@@ -153,5 +153,6 @@ async def test_lists_are_hinted_at(service: Service) -> None:
         await asyncio.sleep(0.7)
         hints = 1
         await idle.send({"t": "ping", "n": 1})
-        hints += len(await idle.until("pong")) - 1
+        while (await idle.recv(hints=True))["t"] != "pong":
+            hints += 1
         assert hints <= 4  # coalesced: there were fifteen changes and more

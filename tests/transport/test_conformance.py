@@ -74,10 +74,7 @@ class Script:
             case {"raw": text}:
                 await client.send(text)
             case {"expect": wanted}:
-                frame = await client.recv()
-                while frame["t"] == "threads":
-                    frame = await client.recv()
-                self.compare(wanted, frame, "")
+                self.compare(wanted, await client.recv(), "")
             case {"cut": _}:
                 client.socket.transport.abort()
             case {"closed": code}:

@@ -31,7 +31,8 @@ pytestmark = pytest.mark.timeout(90)
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     """`everlog serve chat.py` without an engine, in a process of its own."""
-    made = Server(tmp_path / "log.db", str(chat_file(tmp_path)), "--no-engine")
+    env = {"EVERLOG_SERVER__DRAIN_SECONDS": "2"}
+    made = Server(tmp_path / "log.db", str(chat_file(tmp_path)), "--no-engine", env=env)
     yield made
     if made.process is not None and made.process.poll() is None:
         made.process.kill()
