@@ -115,7 +115,7 @@ class SqliteBackend:
     async def _open_reader(self) -> aiosqlite.Connection:
         conn = await _connect(self.path, mode="ro")
         try:
-            await _run(conn, _execute_all, sql.READER_PRAGMAS)
+            await _run(conn, execute_all, sql.READER_PRAGMAS)
         except BaseException:
             await conn.close()
             raise
@@ -151,7 +151,7 @@ class SqliteBackend:
 
     async def _maintain(self, mode: str) -> None:
         try:
-            await self._write(_checkpoint, mode)
+            await self._write(checkpoint, mode)
         except StoreError:  # the data is safe in the WAL; the next one tries again
             log.warning("checkpoint of %s failed", self.path, exc_info=True)
 
@@ -288,7 +288,7 @@ async def _run(conn: aiosqlite.Connection, function: Callable[..., T], *args: An
 
 
 def _prepare(conn: sqlite3.Connection, synchronous: str) -> None:
-    _execute_all(conn, [pragma.format(synchronous=synchronous.upper()) for pragma in sql.PRAGMAS])
+    execute_all(conn, [pragma.format(synchronous=synchronous.upper()) for pragma in sql.PRAGMAS])
     apply(conn, migrations("sqlite"))
     conn.execute(sql.INSERT_LOG, (uuid7(), time.time_ns()))
 
@@ -301,7 +301,7 @@ def _refuse_other_schema(conn: sqlite3.Connection) -> None:
         )
 
 
-def _execute_all(conn: sqlite3.Connection, statements: Sequence[str]) -> None:
+def execute_all(conn: sqlite3.Connection, statements: Sequence[str]) -> None:
     for statement in statements:
         conn.execute(statement).fetchall()
 
@@ -339,7 +339,7 @@ def _prune(conn: sqlite3.Connection, before: int) -> None:
     conn.execute(sql.PRUNE_COMMANDS, (before,))
 
 
-def _checkpoint(conn: sqlite3.Connection, mode: str) -> None:
+def checkpoint(conn: sqlite3.Connection, mode: str) -> None:
     conn.execute("PRAGMA busy_timeout = 0")  # never wait for readers: writers wait behind us
     try:
         conn.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()

@@ -51,6 +51,7 @@ def writer(tmp_path: Path) -> subprocess.Popen[str]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        cwd=Path(__file__).parents[2],
     )
     with child:
         assert child.stdout is not None
