@@ -78,12 +78,12 @@ def console(*, stderr: bool = False) -> Console:
 
 def emit(value: Any) -> None:
     """Print one JSON document."""
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+    click.echo(msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2))
 
 
 def emit_line(value: Any) -> None:
     """Print one line of JSON Lines."""
-    click.echo(msgspec.json.encode(value))
+    click.echo(msgspec.json.encode(value, enc_hook=str))
 
 
 def report(error: EverlogError) -> None:

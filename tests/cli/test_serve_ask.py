@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -140,7 +141,98 @@ def test_ask_without_a_server_says_what_to_do() -> None:
 
 
 def test_ctrl_c_stops_the_answer(server: Server) -> None:
-    command = [sys.executable, "-m", "app", "ask", "count", "--url", server.url]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with child("ask", "count", "--url", server.url, **pipes) as asking:
+        assert asking.stdout is not None and asking.stderr is not None
+        assert asking.stdout.read(6) == b"0 1 2 "
+        asking.send_signal(signal.SIGINT)
+        assert asking.wait(20) == 130
+        assert asking.stderr.read() == b""
+    args = ["threads", "--search", "count", "--json", "--database", str(server.database)]
+    thread = json.loads(everlog(*args).stdout)["items"][0]["id"]
+    state = json.loads(everlog("show", thread, "--json", "--database", str(server.database)).stdout)
+    assert [run["status"] for run in state["runs"]] == ["stopped"]
+
+
+# --------------------------------------------------------------- reading beside the server
+
+
+def test_commands_work_beside_the_server(server: Server) -> None:
+    thread = answer(server, "beside")["thread"]
+    database = ["--database", str(server.database)]
+    assert "beside" in everlog("threads", *database).stdout
+    assert "look_up (tool)" in everlog("timeline", thread, *database).stdout
+    assert "BESIDE" in everlog("replay", thread, "--speed", "0", *database).stdout
+    assert json.loads(everlog("verify", "--json", *database).stdout)["ok"]
+    everlog("rebuild", *database)
+    assert "You said" in ask(server, "still here").stdout
+    done = everlog("import", __file__, *database, code=3)
+    assert f"process {server.pid}" in done.stderr
+
+
+# ----------------------------------------------------------------------------------- serve
+
+
+def test_serve_says_where_it_is(server: Server) -> None:
+    text = server.log()
+    assert server.url in text
+    assert str(server.database) in text
+
+
+def test_busy_port(server: Server, tmp_path: Path) -> None:
+    args = ["serve", "--no-engine", "--port", str(server.port)]
+    done = everlog(*args, "--database", str(tmp_path / "x.db"), code=3)
+    assert f"{server.port}" in done.stderr
+    assert "--port" in done.stderr
+
+
+def test_database_in_use(server: Server) -> None:
+    args = ["serve", "--no-engine", "--port", str(free_port())]
+    done = everlog(*args, "--database", str(server.database), code=3)
+    assert f"process {server.pid}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "part"),
+    [
+        (["missing.py"], 2, "missing.py"),
+        (["--watch"], 2, "--watch"),
+        (["--port", "70000"], 2, "0 to 65535"),
+        (["--no-engine", "--database", "no/such/folder/x.db"], 3, "no/such/folder"),
+        (["--no-engine", "--database", "mysql://x"], 3, "mysql"),
+        (["--no-engine", "--host", "256.1.1.1"], 3, "--host"),
+        (["--model", "no-such-model"], 3, "no-such-model"),
+    ],
+)
+def test_what_cannot_start_says_why(args: list[str], code: int, part: str) -> None:
+    done = everlog("serve", "--port", str(free_port()), *args, code=code)
+    assert part in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_broken_handler_file(tmp_path: Path) -> None:
+    (tmp_path / "chat.py").write_text("def broken(:\n")
+    args = ["serve", str(tmp_path / "chat.py"), "--no-engine", "--port", str(free_port())]
+    done = everlog(*args, "--database", str(tmp_path / "x.db"), code=3)
+    assert "chat.py:1" in done.stderr
+
+
+def test_json_logs_when_nobody_looks(tmp_path: Path) -> None:
+    env = {"EVERLOG_LOG__FORMAT": "auto"}
+    with running(tmp_path / "log.db", "--no-engine", env=env) as server:
+        pass
+    lines = [json.loads(line) for line in server.log().splitlines()]
+    ready = next(line for line in lines if "ready" in line["message"])
+    assert ready["url"] == server.url
+    assert ready["database"] == str(server.database)
+
+
+def test_banner_on_a_terminal(tmp_path: Path) -> None:
+    """A framed banner with the facts, and a clean end on Ctrl-C."""
+    port = free_port()
+    args = ["--no-engine", "--port", str(port), "--database", str(tmp_path / "x.db")]
+    main, side = pty.openpty()
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": "160"}
     pipes = {"stdin": side, "stdout": side, "stderr": side}
     with child("serve", *args, env=env, start_new_session=True, **pipes) as serving:
         os.close(side)
