@@ -11,8 +11,6 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 
-import anyio
-import anyio.to_thread
 import msgspec
 
 from app.errors import EverlogError
@@ -23,6 +21,7 @@ from app.projections import ledger
 from app.projections.folding import Refused, fold, read
 from app.projections.projection import Projection
 from app.projections.rows import Rows
+from app.projections.threads import in_thread
 
 __all__ = ["Progress", "Rebuilt", "rebuild"]
 
@@ -63,13 +62,14 @@ async def rebuild(
             or newer than this code. What served before goes on serving.
 
     """
-    filler = await anyio.to_thread.run_sync(_Filler, path, projections, store.incarnation)
-    began, total = time.perf_counter(), await store.head()
+    filler = _Filler(path, projections, store.incarnation)
     try:
+        await in_thread(filler.begin)
+        began, total = time.perf_counter(), await store.head()
         while not filler.swapped:
             events = await store.fetch(after=filler.seq, limit=BATCH)
             if events:
-                await anyio.to_thread.run_sync(filler.fill, events)
+                await in_thread(filler.fill, events)
             else:
                 await _swap(store, filler)
             if progress is not None:
@@ -77,8 +77,7 @@ async def rebuild(
                 rate = filler.done / max(time.perf_counter() - began, 1e-9)
                 progress(filler.done, total, rate)
     finally:
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(filler.close)
+        await in_thread(filler.close)
     generations = {p.name: g for p, g in zip(projections, filler.generations, strict=True)}
     return Rebuilt(generations, filler.done, time.perf_counter() - began, filler.seq)
 
@@ -88,37 +87,48 @@ async def _swap(store: EventStore, filler: _Filler) -> None:
 
     What the old one has seen and the new one has not is folded first: readers never go back.
     """
-    await anyio.to_thread.run_sync(filler.lock)
+    await in_thread(filler.lock)
     try:
         while events := await store.fetch(after=filler.seq, until=filler.serving(), limit=BATCH):
-            await anyio.to_thread.run_sync(filler.fold, events)
-        await anyio.to_thread.run_sync(filler.swap)
+            await in_thread(filler.fold, events)
+        await in_thread(filler.swap)
     finally:
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(filler.unlock)
+        await in_thread(filler.unlock)
 
 
 class _Filler:
     """The synchronous side: new generations of some projections, being filled."""
 
     def __init__(self, path: str, projections: Sequence[Projection], incarnation: str) -> None:
-        self._connection: sqlite3.Connection = ledger.connect(path)
+        self._path = path
         self._projections, self._incarnation, self._token = projections, incarnation, uuid7()
         self._types = frozenset().union(*(p.types for p in projections))
+        self._rows: list[Rows] = []
+        self.generations: list[int] = []
         self.seq = self.done = 0
         self.swapped = False
+
+    def begin(self) -> None:
+        """Create the tables of the new generations.
+
+        Raises:
+            EverlogError: Another rebuild is at work.
+
+        """
+        self._connection: sqlite3.Connection = ledger.connect(self._path)
         try:
             with ledger.transaction(self._connection):
-                self.generations = [
+                generations = [
                     ledger.take(self._connection, projection, self._token, stale=STALE_SECONDS)
-                    for projection in projections
+                    for projection in self._projections
                 ]
         except BaseException:
             self._connection.close()
             raise
+        self.generations = generations
         self._rows = [
             Rows(self._connection, p.prefix(generation), p.tables, p.pieces, fresh=True)
-            for p, generation in zip(projections, self.generations, strict=True)
+            for p, generation in zip(self._projections, generations, strict=True)
         ]
 
     def fill(self, events: Sequence[Event]) -> None:
@@ -182,6 +192,8 @@ class _Filler:
 
     def close(self) -> None:
         """Close; drop the new tables unless they serve."""
+        if not self.generations:
+            return
         try:
             if not self.swapped:
                 with ledger.transaction(self._connection):

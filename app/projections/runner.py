@@ -12,21 +12,18 @@ import contextlib
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
-from typing import TypeVar
-
-import anyio.to_thread
+from collections.abc import Sequence
 
 from app.errors import EverlogError
 from app.events.store import EventStore, StoreClosed
 from app.projections import ledger
 from app.projections.folding import Folder, Standing
 from app.projections.projection import Projection
+from app.projections.threads import in_thread
 
 __all__ = ["Runner"]
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 BATCH = 1000
 """Most events of a transaction while keeping up."""
@@ -68,10 +65,10 @@ class Runner:
 
     async def start(self) -> None:
         """Make the projections ready; those whose rows cannot be used start over."""
-        seen = await anyio.to_thread.run_sync(self._folder.seen)
+        seen = await in_thread(self._folder.seen)
         head = await self._store.head()
         incarnation = self._store.incarnation
-        self.standings = await anyio.to_thread.run_sync(
+        self.standings = await in_thread(
             lambda: self._folder.start(seen, incarnation=incarnation, head=head)
         )
 
@@ -94,13 +91,13 @@ class Runner:
         running = [s.seq for s in self.standings.values() if s.error is None]
         after = min(running, default=-1)
         if not await self._news(after):
-            self._move(await self._call(self._folder.refresh))
+            self._move(await in_thread(self._folder.refresh))
             return
         events = await self._store.fetch(after=after, limit=BATCH)
         if len(events) == BATCH:
             events += await self._store.fetch(after=events[-1].seq, limit=BULK - BATCH)
         began = time.perf_counter()
-        self._move(await self._call(lambda: self._folder.fold(after, events)))
+        self._move(await in_thread(self._folder.fold, after, events))
         await self._pause(time.perf_counter() - began)
 
     async def _news(self, after: int) -> bool:
@@ -124,10 +121,6 @@ class Runner:
                     if self._idling is not None:
                         self._idling.reschedule(asyncio.get_running_loop().time())
                     await self._moved.wait()
-
-    async def _call(self, function: Callable[[], T]) -> T:
-        """Run in a thread, to the end even when cancelled: a transaction is never left open."""
-        return await anyio.to_thread.run_sync(function)
 
     async def _pause(self, worked: float) -> None:
         if self._waiting:
@@ -187,7 +180,7 @@ class Runner:
             StartupError: The file cannot be opened, or is something else.
 
         """
-        connection = await anyio.to_thread.run_sync(ledger.connect, path)
+        connection = await in_thread(ledger.connect, path)
         runner = cls(store, connection, projections)
         try:
             await runner.start()

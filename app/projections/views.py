@@ -81,6 +81,7 @@ class Views:
         self._runner = runner
         self._idle: list[sqlite3.Connection] = []
         self._limit = anyio.CapacityLimiter(READERS)
+        self._closed = False
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -114,8 +115,9 @@ class Views:
                 views._close()
 
     def _close(self) -> None:
-        for connection in self._idle:
-            connection.close()
+        self._closed = True
+        while self._idle:
+            self._idle.pop().close()
         self._runner.close()
 
     async def _read(self, query: Callable[[sqlite3.Connection, Prefixes], T]) -> T:
@@ -134,7 +136,10 @@ class Views:
             finally:
                 connection.execute("ROLLBACK")
         finally:
-            self._idle.append(connection)
+            if self._closed:  # its caller was cancelled, and the block has ended meanwhile
+                connection.close()
+            else:
+                self._idle.append(connection)
 
     # ------------------------------------------------------------------------------ reading
 

@@ -90,6 +90,11 @@ def _assert_same_history(s: ThreadState, folded: Folded) -> None:
     runs = folded.select("SELECT id, status, node, ended FROM history_1_run WHERE thread = ?", s.id)
     assert sorted(runs) == sorted((r.id, r.status, r.node, r.ended) for r in s.runs)
 
+    growing = {m.id for m in s.messages if m.ended is None}
+    growing |= {r.id for r in s.requests if r.ended is None}
+    pieces = folded.select("SELECT id FROM history_1_piece WHERE stream = ?", f"thread/{s.id}")
+    assert {id for (id,) in pieces} <= growing, "pieces of a whole text are dropped"
+
 
 def _assert_same_spans(s: ThreadState, folded: Folded) -> None:
     def spans_of(kind: str) -> list[tuple[Any, ...]]:

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import anyio
 import pytest
 
 from app.errors import EverlogError, InputError, StartupError
@@ -201,6 +202,7 @@ async def test_a_swap_never_moves_readers_back(tmp_path: Path) -> None:
         await write(store, log.events)
         await views.reached(len(log.events))
         filler = rebuild._Filler(str(path), named(None), store.incarnation)
+        filler.begin()
         filler.fill(await store.fetch(limit=20))
         await rebuild._swap(store, filler)
         filler.close()
@@ -397,6 +399,38 @@ async def test_closing_leaves_nothing_behind(tmp_path: Path) -> None:
                 raise ValueError("mine")
         assert not Path(f"{path}-wal").exists(), "closed in order"  # noqa: ASYNC240
         await assert_rebuild_equals_live(store, path)
+
+
+async def test_cancelled_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rebuild, "BATCH", 200)
+    monkeypatch.setattr(runner, "BATCH", 50)
+    monkeypatch.setattr(runner, "BULK", 100)
+    path = tmp_path / "views"
+
+    async def keep_up(store: MemoryStore) -> None:
+        async with Views.open(store, path) as views:
+            await views.reached(10**9)
+
+    async with MemoryStore() as store:
+        await write(store, long_log(20, 50).events)
+        for delay in (0.0, 0.001, 0.003, 0.01, 0.02, 0.03):
+            task = asyncio.create_task(keep_up(store))
+            await asyncio.sleep(delay)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        await assert_rebuild_equals_live(store, path)
+        async with Views.open(store, path) as views:
+            before = dump(path)
+            for delay in (0.0, 0.001, 0.003, 0.01, 0.02, 0.03):
+                task = asyncio.create_task(views.rebuild())
+                await asyncio.sleep(delay)
+                task.cancel()
+                await asyncio.wait([task])
+                with anyio.move_on_after(delay):
+                    await views.rebuild()
+            await views.rebuild()
+        assert dump(path) == before
 
 
 async def test_the_runner_ends_with_the_store(tmp_path: Path) -> None:
