@@ -1,0 +1,25 @@
+"""``python -m bench [NAME]...``: run benchmarks one after the other, all by default."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+NAMES = ("log", "streaming", "memory", "served", "engine")
+
+
+def main() -> None:
+    """Run each in a process of its own, so that none inherits another's memory or threads."""
+    names = sys.argv[1:] or NAMES
+    unknown = [name for name in names if name not in NAMES]
+    if unknown:
+        sys.exit(f"There is no benchmark {unknown[0]!r}; there are {', '.join(NAMES)}.")
+    failed = [
+        name for name in names if subprocess.call([sys.executable, "-m", f"bench.{name}"]) != 0
+    ]
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
