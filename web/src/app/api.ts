@@ -1,4 +1,6 @@
-/** The HTTP side: the list of threads. */
+/** The HTTP side: the list of threads, and how the engine is. */
+
+import type { ModelInfo } from "../log/protocol";
 
 export interface ThreadRow {
   id: string;
@@ -24,4 +26,20 @@ export async function fetchThreads(search: string, before: number | string | nul
   const response = await fetch(`/api/threads?${query}`, { headers: { accept: "application/json" } });
   if (!response.ok) throw new Error(`The list of chats could not be read (${response.status}).`);
   return (await response.json()) as ThreadPage;
+}
+
+/** starting | ready | restarting | stopped | failed | disabled */
+export type EngineStatus = string;
+
+/** How the engine is now; null if it cannot be asked. */
+export async function fetchEngine(): Promise<{ engine: EngineStatus; model: ModelInfo | null } | null> {
+  try {
+    const response = await fetch("/api/info");
+    if (!response.ok) return null;
+    const { engine, model } = (await response.json()) as { engine: EngineStatus; model: Record<string, unknown> | null };
+    const { model: name, context, device } = model ?? {};
+    return { engine, model: model && { name: String(name), context: Number(context), device: String(device) } };
+  } catch {
+    return null;
+  }
 }

@@ -3,9 +3,10 @@
 import { batch, computed, signal } from "@preact/signals";
 import type { Change } from "../log/context";
 import { Outbox } from "../log/outbox";
-import type { Command, NoticeFrame, RefuseFrame, ServerFrame, WelcomeFrame } from "../log/protocol";
+import type { Command, ModelInfo, NoticeFrame, RefuseFrame, ServerFrame, WelcomeFrame } from "../log/protocol";
 import { Connection, type Link, type Replica } from "../log/socket";
 import { uuid7 } from "../log/uuid7";
+import { fetchEngine, type EngineStatus } from "./api";
 import { nextFrame, schedule } from "./bodies";
 import { clearDraft } from "./drafts";
 import { hide, refresh, rowOf, showName, unhide } from "./threads";
@@ -25,7 +26,8 @@ export const link = signal<Link>({ is: "connecting" });
 export const server = signal<WelcomeFrame | null>(null);
 /** What the server last said about itself, until it says the opposite. */
 export const notice = signal<NoticeFrame | null>(null);
-export const engineDown = signal(false);
+export const engine = signal<EngineStatus>("ready");
+export const model = signal<ModelInfo | null>(null);
 export const current = signal("");
 /** Why the current thread cannot be shown. */
 export const denied = signal<string | null>(null);
@@ -112,8 +114,22 @@ function settle(id: string): void {
 
 function welcome(frame: WelcomeFrame): void {
   server.value = frame;
-  engineDown.value = false;
+  if (frame.model) model.value = frame.model;
+  void lookAtEngine();
   refresh(0);
+}
+
+const LOOK_MS = 1500;
+let look: ReturnType<typeof setTimeout> | undefined;
+
+/** Ask how the engine is, and again while it is about to change: notices are not repeated. */
+async function lookAtEngine(): Promise<void> {
+  clearTimeout(look);
+  const now = await fetchEngine();
+  if (!now) return;
+  engine.value = now.engine;
+  model.value = now.model;
+  if (now.engine === "starting" || now.engine === "restarting") look = setTimeout(() => void lookAtEngine(), LOOK_MS);
 }
 
 let pending = false;
@@ -160,8 +176,7 @@ function heed(frame: NoticeFrame): void {
   else if (frame.code === "reloaded") {
     notice.value = null;
     toast(frame.message || "Handlers reloaded.");
-  } else if (frame.code === "engine_restarting") engineDown.value = true;
-  else if (frame.code === "engine_ready") engineDown.value = false;
+  } else if (frame.code.startsWith("engine_")) void lookAtEngine();
 }
 
 function refused(frame: RefuseFrame): void {

@@ -9,7 +9,7 @@ export interface StepNode {
 
 /** `stamp` changes whenever an entry has to be drawn anew: states change in place. */
 export type Entry = { key: string; stamp: string } & (
-  | { kind: "message"; message: MessageState; request: RequestState | undefined }
+  | { kind: "message"; message: MessageState; request: RequestState | undefined; run: RunState | undefined }
   | { kind: "activity"; run: RunState; steps: StepNode[]; count: number }
   | { kind: "waiting"; label: string }
   | { kind: "ended"; run: RunState }
@@ -40,14 +40,15 @@ export function stepTree(steps: StepState[]): StepNode[] {
 export function entries(state: ThreadState): Entry[] {
   const messages = state.messages.filter(isShown);
   const { before, after } = attach(state, messages);
-  const { requests } = Index.of(state);
+  const { requests, runs } = Index.of(state);
   const list: Entry[] = [...(after.get("") ?? [])];
   for (const message of messages) {
     list.push(...(before.get(message.id) ?? []));
     const request = message.request === null ? undefined : requests.get(message.request);
+    const run = message.run === null ? undefined : runs.get(message.run);
     const { status, updated, feedback } = message;
-    const stamp = `${status} ${updated} ${feedback?.value} ${request?.ended}`;
-    list.push({ kind: "message", key: message.id, stamp, message, request });
+    const stamp = `${status} ${updated} ${feedback?.value} ${request?.ended} ${run?.ended}`;
+    list.push({ kind: "message", key: message.id, stamp, message, request, run });
     list.push(...(after.get(message.id) ?? []));
   }
   return list;
@@ -87,7 +88,8 @@ function attach(state: ThreadState, messages: MessageState[]) {
 /** Whether the end of a run says more than its last message already does. */
 function isNewsworthy(run: RunState, own: MessageState[]): boolean {
   if (run.status === "stopped") return own.at(-1)?.status !== "stopped";
-  return run.status === "failed" || run.status === "interrupted";
+  if (run.status === "failed") return own.at(-1)?.level !== "error";
+  return run.status === "interrupted";
 }
 
 const WAITING: Record<string, string> = {

@@ -17,7 +17,7 @@ export interface Item {
   data: Record<string, unknown>;
 }
 
-export type ModelInfo = { name: string; context?: number; device?: string };
+export type ModelInfo = { name: string; context: number; device: string };
 
 export type EventsFrame = { t: "events"; thread: string; first: number; last: number; items: Item[] };
 export type LiveFrame = { t: "live"; thread: string; version: number };

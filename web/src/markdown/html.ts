@@ -26,7 +26,7 @@ class SafeRenderer extends Renderer {
 
   override link(token: Tokens.Link): string {
     const label = this.parser.parseInline(token.tokens);
-    if (!SAFE_LINK.test(token.href)) return label;
+    if (!SAFE_LINK.test(token.href) || !URL.canParse(token.href)) return label;
     const title = token.title ? ` title="${escape(token.title)}"` : "";
     return `<a href="${escape(token.href)}"${title} target="_blank" rel="noopener noreferrer nofollow">${label}</a>`;
   }

@@ -1,12 +1,18 @@
 /** What is wrong, if something is: connection, engine, handlers that do not load; and toasts. */
 
 import { useEffect, useState } from "preact/hooks";
-import { engineDown, link, notice, retryNow } from "../app/store";
+import { engine, link, notice, retryNow } from "../app/store";
 import { announcement, dismiss, toasts } from "../app/toasts";
 import { Cross, Warn } from "./icons";
 
 /** A connection that comes back sooner is not worth a word. */
 const SILENCE_MS = 1000;
+
+const ENGINE: Record<string, string> = {
+  starting: "The model is being loaded. What you send is answered then.",
+  restarting: "The model is restarting. Answers go on by themselves.",
+  failed: "The model cannot be loaded. The server's output says why.",
+};
 
 export function ConnectionBanner() {
   const now = link.value;
@@ -42,14 +48,12 @@ export function ConnectionBanner() {
       </div>
     );
   }
-  if (engineDown.value) {
-    return (
-      <div class="banner warn" role="status">
-        The model is restarting. Answers go on by themselves.
-      </div>
-    );
-  }
-  return null;
+  const trouble = ENGINE[engine.value];
+  return trouble ? (
+    <div class="banner warn" role="status">
+      {trouble}
+    </div>
+  ) : null;
 }
 
 /** Stays until the file loads again: the old handlers keep working meanwhile. */

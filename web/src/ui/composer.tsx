@@ -3,7 +3,7 @@
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { draftChanged, draftOf, keepDraft } from "../app/drafts";
 import { focusComposer } from "../app/focus";
-import { active, current, post, server, stop, stopping, thread } from "../app/store";
+import { active, current, post, stop, stopping, thread } from "../app/store";
 import { MAX_CONTENT } from "../log/protocol";
 import { Send, Stop } from "./icons";
 
@@ -60,7 +60,7 @@ export function Composer() {
           rows={1}
           dir="auto"
           aria-label="Message"
-          placeholder={`Message ${server.value?.app?.name ?? "Everlog"}`}
+          placeholder="Write a message"
           value={text}
           onInput={(event) => edit(event.currentTarget.value)}
           onKeyDown={onKeyDown}

@@ -74,7 +74,7 @@ function Blank({ loading }: { loading: boolean }) {
 function Row({ entry }: { entry: Entry; stamp: string }) {
   switch (entry.kind) {
     case "message":
-      return <Message stamp={entry.stamp} message={entry.message} request={entry.request} />;
+      return <Message stamp={entry.stamp} message={entry.message} request={entry.request} run={entry.run} />;
     case "activity":
       return <Activity stamp={entry.stamp} run={entry.run} steps={entry.steps} count={entry.count} />;
     case "waiting":

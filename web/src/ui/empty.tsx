@@ -1,6 +1,6 @@
 /** What a new chat shows: whom one talks to, and a few ways to begin. */
 
-import { current, server } from "../app/store";
+import { current, model } from "../app/store";
 import { suggest } from "../app/drafts";
 import { focusComposer } from "../app/focus";
 import { Mark } from "./icons";
@@ -13,13 +13,8 @@ const STARTERS = [
 ];
 
 export function Empty() {
-  const info = server.value;
-  const model = info?.model;
-  const facts = model && [
-    model.name,
-    model.context ? `${model.context.toLocaleString("en")} tokens of context` : "",
-    model.device ? model.device.toUpperCase() : "",
-  ];
+  const info = model.value;
+  const facts = info && [info.name, `${info.context.toLocaleString("en")} tokens of context`, info.device.toUpperCase()];
   const begin = (text: string) => {
     suggest(current.value, text);
     focusComposer();
@@ -28,7 +23,7 @@ export function Empty() {
     <div class="empty">
       <Mark class="mark big" />
       <h2>What would you like to know?</h2>
-      {facts && <p class="facts">{facts.filter(Boolean).join(" · ")}</p>}
+      {facts && <p class="facts">{facts.join(" · ")}</p>}
       <ul class="starters">
         {STARTERS.map((text) => (
           <li key={text}>

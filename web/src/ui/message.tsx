@@ -4,7 +4,7 @@ import { useState } from "preact/hooks";
 import { clock, costs, stamp } from "../app/format";
 import { discard, judge, judged, repost, server, type Posted } from "../app/store";
 import { announce } from "../app/toasts";
-import type { MessageState, RequestState, RunState } from "../log/state";
+import type { ErrorInfo, MessageState, RequestState, RunState } from "../log/state";
 import { copyText } from "../markdown/code";
 import { Body } from "./body";
 import { Check, Copy, Down, Up, Warn } from "./icons";
@@ -12,14 +12,15 @@ import { Check, Copy, Down, Up, Warn } from "./icons";
 interface Props {
   message: MessageState;
   request: RequestState | undefined;
+  run: RunState | undefined;
   /** Changes with them: they change in place, so their identity says nothing. */
   stamp: string;
 }
 
 export function Message(props: Props) {
-  const { message } = props;
+  const { message, run } = props;
   if (message.role === "user") return <UserMessage message={message} />;
-  if (message.level === "error") return <ErrorCard title={message.author ?? "Error"} text={message.content} />;
+  if (message.level === "error") return <ErrorMessage message={message} error={run?.error ?? null} />;
   return <Answer {...props} />;
 }
 
@@ -140,6 +141,13 @@ function Thumbs({ message }: { message: MessageState; stamp: string }) {
       {thumb(-1, "Bad answer", Down)}
     </>
   );
+}
+
+/** What a handler said about a failure, with the details that its run has. */
+function ErrorMessage({ message, error }: { message: MessageState; error: ErrorInfo | null }) {
+  const kind = error?.kind ?? "Error";
+  const text = message.content.startsWith(`${kind}: `) ? message.content.slice(kind.length + 2) : message.content;
+  return <ErrorCard title={kind} text={text} detail={error?.traceback ?? null} />;
 }
 
 function ErrorCard({ title, text, detail }: { title: string; text: string; detail?: string | null }) {

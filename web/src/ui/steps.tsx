@@ -4,8 +4,6 @@ import { useRef, useState } from "preact/hooks";
 import { between, count, duration, preview } from "../app/format";
 import type { StepNode } from "../app/view";
 import type { RunState, StepState } from "../log/state";
-import { copyText } from "../markdown/code";
-import { announce } from "../app/toasts";
 import { useNow } from "./clock";
 import { Chevron } from "./icons";
 
@@ -120,13 +118,15 @@ function move(
   const index = all.indexOf(item);
   const id = item.dataset.step!;
   const shown = item.dataset.shown as Shown;
+  const below = item.parentElement!.querySelector(":scope > ul");
+  const above = item.parentElement!.parentElement!.closest("li");
   const actions: Record<string, () => void> = {
     ArrowDown: () => go(all[index + 1]),
     ArrowUp: () => go(all[index - 1]),
     Home: () => go(all[0]),
     End: () => go(all.at(-1)),
-    ArrowRight: () => (shown === "none" ? tree.set(id, "all") : go(item.querySelector("[role=treeitem]"))),
-    ArrowLeft: () => (shown === "none" ? go(item.parentElement?.closest("[role=treeitem]")) : tree.set(id, "none")),
+    ArrowRight: () => (shown === "none" ? tree.set(id, "all") : go(below?.querySelector("[role=treeitem]"))),
+    ArrowLeft: () => (shown === "none" ? go(above?.firstElementChild) : tree.set(id, "none")),
     Enter: () => tree.set(id, NEXT[shown]),
     " ": () => tree.set(id, NEXT[shown]),
   };
@@ -137,19 +137,19 @@ function move(
 function Node({ node, level, tree }: { node: StepNode; level: number; tree: TreeState }) {
   const { step, children } = node;
   const shown = tree.shown(node);
+  const details = `details-${step.id}`;
   return (
-    <li
-      role="treeitem"
-      aria-level={level}
-      aria-expanded={shown !== "none"}
-      aria-selected={tree.focus === step.id}
-      aria-label={`${step.name}, ${SAYS[step.status] ?? step.status}`}
-      tabIndex={tree.focus === step.id ? 0 : -1}
-      data-step={step.id}
-      data-shown={shown}
-    >
+    <li role="none">
       <div
+        role="treeitem"
         class="step-row"
+        aria-level={level}
+        aria-expanded={shown !== "none"}
+        aria-selected={tree.focus === step.id}
+        aria-describedby={shown === "all" ? details : undefined}
+        tabIndex={tree.focus === step.id ? 0 : -1}
+        data-step={step.id}
+        data-shown={shown}
         onClick={() => {
           tree.select(step.id);
           tree.set(step.id, NEXT[shown]);
@@ -161,7 +161,7 @@ function Node({ node, level, tree }: { node: StepNode; level: number; tree: Tree
         {step.kind !== "undefined" && <span class="step-kind">{step.kind}</span>}
         <Timer start={step.started} end={step.ended} />
       </div>
-      {shown === "all" && <Details step={step} />}
+      {shown === "all" && <Details id={details} step={step} />}
       {children.length > 0 && shown !== "none" && (
         <ul role="group">
           {children.map((child) => (
@@ -173,10 +173,10 @@ function Node({ node, level, tree }: { node: StepNode; level: number; tree: Tree
   );
 }
 
-function Details({ step }: { step: StepState }) {
+function Details({ id, step }: { id: string; step: StepState }) {
   const nothing = step.input == null && step.output == null && !step.error;
   return (
-    <div class="step-details">
+    <div id={id} class="step-details">
       {nothing && <p class="faint">No input or output.</p>}
       <Value label="Input" value={step.input} />
       <Value label="Output" value={step.output} />
@@ -189,13 +189,9 @@ function Value({ label, value, bad = false }: { label: string; value: unknown; b
   const text = preview(value);
   if (!text) return null;
   const long = text.length > MAX_PREVIEW;
-  const copy = async () => announce((await copyText(text)) ? "Copied" : "Copying failed");
   return (
     <div class={bad ? "value bad" : "value"}>
       <span class="value-label">{label}</span>
-      <button type="button" class="link" aria-label={`Copy ${label.toLowerCase()}`} onClick={copy}>
-        Copy
-      </button>
       <pre>{long ? text.slice(0, MAX_PREVIEW) : text}</pre>
       {long && <p class="faint">The first {MAX_PREVIEW.toLocaleString("en")} of {text.length.toLocaleString("en")} characters.</p>}
     </div>
