@@ -19,3 +19,9 @@ effect(() => {
   const open = sidebar.value;
   if (!narrow.matches) save("sidebar", open ? "" : "closed");
 });
+
+/** Show or hide the list, and put the focus on the button that takes that back. */
+export function toggleSidebar(): void {
+  sidebar.value = !sidebar.value;
+  requestAnimationFrame(() => document.querySelector<HTMLElement>("[data-sidebar]")?.focus());
+}

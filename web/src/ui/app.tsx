@@ -1,7 +1,7 @@
 /** The page. */
 
 import { useEffect } from "preact/hooks";
-import { isNarrow, narrowScreen, sidebar } from "../app/layout";
+import { narrowScreen, sidebar, toggleSidebar } from "../app/layout";
 import { current, newChat, server, thread } from "../app/store";
 import { rowOf, threads } from "../app/threads";
 import { Announcer, ConnectionBanner, ReloadCard, Toasts } from "./banner";
@@ -53,13 +53,14 @@ function Header() {
           aria-label="Show the list of chats"
           aria-expanded={false}
           title="Show the list"
-          onClick={() => (sidebar.value = true)}
+          data-sidebar
+          onClick={toggleSidebar}
         >
           <Panel />
         </button>
       )}
       <h1 title={title}>{title}</h1>
-      {(isNarrow() || !sidebar.value) && (
+      {(narrowScreen.value || !sidebar.value) && (
         <button type="button" class="quiet" aria-label="New chat" title="New chat" onClick={newChat}>
           <Plus />
         </button>

@@ -64,6 +64,9 @@ export function ReloadCard() {
     <section class="card bad reload" role="alert" aria-label="Reload failed">
       <h2>
         <Warn /> Your file could not be loaded; the handlers from before go on
+        <button type="button" class="quiet" aria-label="Dismiss" onClick={() => (notice.value = null)}>
+          <Cross />
+        </button>
       </h2>
       <pre tabIndex={0}>{now.message}</pre>
     </section>

@@ -44,6 +44,7 @@ export function Conversation() {
               <PostedMessage key={post.id} post={post} />
             ))}
           </div>
+          {replica?.state.deleted && <p class="faint loading">This chat was deleted.</p>}
           {blank && <Blank loading={!replica?.live} />}
         </div>
       </div>

@@ -3,12 +3,17 @@
 import { focusComposer, focusSearch } from "../app/focus";
 import { isNarrow, sidebar } from "../app/layout";
 import { active, newChat, stop } from "../app/store";
+import { refresh, search } from "../app/threads";
 import { help } from "./help";
 
 /** Close what lies on top, else stop the answer; returns whether there was anything to do. */
 function escape(): boolean {
   if (help.value) return false; // the dialog closes itself
-  if (isNarrow() && sidebar.value) {
+  if (document.activeElement?.id === "search") {
+    search.value = "";
+    refresh();
+    focusComposer();
+  } else if (isNarrow() && sidebar.value) {
     sidebar.value = false;
     focusComposer();
   } else if (active.value) stop();
@@ -16,7 +21,7 @@ function escape(): boolean {
   return true;
 }
 
-function search(): void {
+function goSearching(): void {
   sidebar.value = true;
   requestAnimationFrame(focusSearch); // it may have to appear first
 }
@@ -28,7 +33,7 @@ function onKeyDown(event: KeyboardEvent): void {
   let done = true;
   if (key === "escape" && event.shiftKey) focusComposer();
   else if (key === "escape") done = escape();
-  else if (mod && !event.shiftKey && key === "k") search();
+  else if (mod && !event.shiftKey && key === "k") goSearching();
   else if (mod && event.shiftKey && key === "o") newChat();
   else if (mod && key === "/") help.value = !help.value;
   else done = false;

@@ -2,7 +2,7 @@
 
 import { useState } from "preact/hooks";
 import { clock, costs, stamp } from "../app/format";
-import { discard, judge, judged, repost, server, type Posted } from "../app/store";
+import { discard, judge, judged, link, repost, server, type Posted } from "../app/store";
 import { announce } from "../app/toasts";
 import type { ErrorInfo, MessageState, RequestState, RunState } from "../log/state";
 import { copyText } from "../markdown/code";
@@ -64,7 +64,7 @@ export function PostedMessage({ post }: { post: Posted }) {
         </p>
       ) : (
         <p class="chips">
-          <span class="chip late">Sending…</span>
+          <span class="chip late">{link.value.is === "open" ? "Sending…" : "Waits for the connection"}</span>
         </p>
       )}
     </article>

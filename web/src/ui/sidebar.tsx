@@ -4,13 +4,12 @@ import { Fragment } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import type { ThreadRow } from "../app/api";
 import { dayGroup, excerpt, stamp } from "../app/format";
-import { isNarrow, sidebar } from "../app/layout";
+import { isNarrow, sidebar, toggleSidebar } from "../app/layout";
 import { current, newChat, openThread, remove, rename } from "../app/store";
 import { listState, loadMore, more, refresh, search, threads } from "../app/threads";
-import { Bin, Panel, Pencil, Plus, Search, Mark } from "./icons";
-import { ThemeButton } from "./theme-button";
 import { help } from "./help";
-import { Keys } from "./icons";
+import { Bin, Keys, Mark, Panel, Pencil, Plus, Search } from "./icons";
+import { ThemeButton } from "./theme-button";
 
 /** On a narrow screen the list is in the way once something was picked. */
 function leave(): void {
@@ -27,7 +26,7 @@ export function Sidebar() {
       <div class="brand">
         <Mark />
         <span class="word">Everlog</span>
-        <button type="button" class="quiet" aria-label="Hide the list of chats" title="Hide the list" onClick={() => (sidebar.value = false)}>
+        <button type="button" class="quiet" data-sidebar aria-label="Hide the list of chats" aria-expanded={true} title="Hide the list" onClick={toggleSidebar}>
           <Panel />
         </button>
       </div>
