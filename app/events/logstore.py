@@ -108,6 +108,10 @@ class Backend(Protocol):
         """Wait up to ``seconds`` for commits of another process (read-only backends)."""
         ...
 
+    async def maintain(self) -> None:
+        """Short maintenance between two batches."""
+        ...
+
     async def tidy(self, forget: int) -> None:
         """Maintenance while nothing is written; forget commands older than ``forget`` (ns)."""
         ...
@@ -131,7 +135,7 @@ class LogStore:
         self._clock = clock
         self._ledger = Ledger()
         self._feed = feed or Feed()
-        self._writer = GroupCommit(self._commit, idle=self._tidy)
+        self._writer = GroupCommit(self._commit, between=backend.maintain, idle=self._tidy)
         self._poller: asyncio.Task[None] | None = None
         self._poll_bell = asyncio.Event()
         self._closed = False
@@ -259,8 +263,16 @@ class LogStore:
     async def stream_version(self, stream: str) -> int:
         """See `EventStore.stream_version`."""
         self._refuse_if_closed()
-        cached = self._ledger.version(stream) if self._backend.writable else None
-        return cached if cached is not None else await self._backend.version(stream)
+        if not self._backend.writable:
+            return await self._backend.version(stream)
+        cached = self._ledger.version(stream)
+        if cached is None:
+            stored = await self._backend.version(stream)
+            # The stream may have got a commit meanwhile that is stored, but not published yet:
+            # then the ledger knows the stream now, and what may be seen of it.
+            cached = self._ledger.version(stream)
+            return stored if cached is None else cached
+        return cached
 
     async def leases(self, *, stream: str | None = None, open_only: bool = True) -> list[Lease]:
         """See `EventStore.leases`."""
@@ -284,10 +296,11 @@ class LogStore:
             return []
         span = end - after
         if self._backend.writable:  # else the feed does not see what is committed
-            recent = self._feed.recent(after, stream, span if types else min(limit, span))
-            if recent is not None and types is not None:
-                recent = [event for event in recent if event.type in types][:limit]
-            if recent is not None:
+            count = span if types is not None else min(limit, span)
+            recent = self._feed.recent(after, stream, count)
+            if recent is not None and len(recent) == count:
+                if types is not None:
+                    recent = [event for event in recent if event.type in types][:limit]
                 return recent
         return await self._backend.select(after, end, stream, types, limit)
 

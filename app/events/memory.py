@@ -113,6 +113,9 @@ class MemoryBackend:
         """No other process can write."""
         return False
 
+    async def maintain(self) -> None:
+        """Nothing to maintain."""
+
     async def tidy(self, forget: int) -> None:
         """Forget commands older than ``forget``."""
         self._commands = {id: row for id, row in self._commands.items() if row[2] >= forget}

@@ -134,12 +134,15 @@ class SqliteBackend:
         return await self._write(sql.look_up, missing)
 
     async def write(self, batch: Batch) -> None:
-        """Write a batch in one transaction, then checkpoint if it is time."""
+        """Write a batch in one transaction."""
         await self._write(sql.write_batch, batch)
         self._unsaved += sum(len(event.data) + EVENT_BYTES for event in batch.events) + 8192
+
+    async def maintain(self) -> None:
+        """Checkpoint if it is time: after the callers were answered, before the next batch."""
         if self._unsaved >= CHECKPOINT_BYTES:
             self._unsaved = 0
-            await self._maintain("TRUNCATE" if self._wal_bytes() > TRUNCATE_BYTES else "PASSIVE")
+            await self._save("TRUNCATE" if self._wal_bytes() > TRUNCATE_BYTES else "PASSIVE")
 
     async def tidy(self, forget: int) -> None:
         """Forget old commands, now and then; copy the WAL into the database and cut it."""
@@ -147,9 +150,9 @@ class SqliteBackend:
             self._pruned = forget
             await self._write(_prune, forget)
         self._unsaved = 0
-        await self._maintain("TRUNCATE")
+        await self._save("TRUNCATE")
 
-    async def _maintain(self, mode: str) -> None:
+    async def _save(self, mode: str) -> None:
         try:
             await self._write(checkpoint, mode)
         except StoreError:  # the data is safe in the WAL; the next one tries again

@@ -29,6 +29,7 @@ class GroupCommit:
             result that is an exception is raised to its caller alone. If it raises a
             `StoreError`, so do all calls; after any other error it is called for each operation
             alone.
+        between: Called after each batch, when its callers have been answered.
         idle: Called once when nothing was written for ``idle_seconds``.
         limit: Most operations waiting; further callers wait for room.
 
@@ -38,11 +39,13 @@ class GroupCommit:
         self,
         commit: Callable[[list[Op]], Awaitable[Sequence[object]]],
         *,
+        between: Callable[[], Awaitable[None]] | None = None,
         idle: Callable[[], Awaitable[None]] | None = None,
         idle_seconds: float = 2.0,
         limit: int = 8_192,
     ) -> None:
         self._commit = commit
+        self._between = between
         self._idle = idle
         self._idle_seconds = idle_seconds
         self._limit = limit
@@ -111,6 +114,7 @@ class GroupCommit:
                 batch, self._pending = self._pending, []
                 self._make_room()
                 await self._write(batch)
+                await self._maintain(self._between)
                 wrote = True
             elif self._closing:
                 return
@@ -123,7 +127,7 @@ class GroupCommit:
                     timer.cancel()
                 if wrote and not self._pending and not self._closing:
                     wrote = False
-                    await self._tidy()
+                    await self._maintain(self._idle)
 
     async def _write(self, batch: list[Pending]) -> None:
         try:
@@ -146,10 +150,10 @@ class GroupCommit:
             else:
                 future.set_result(result)
 
-    async def _tidy(self) -> None:
-        if self._idle is None:
+    async def _maintain(self, work: Callable[[], Awaitable[None]] | None) -> None:
+        if work is None:
             return
         try:
-            await self._idle()
+            await work()
         except Exception:
             log.exception("maintenance of the log failed")

@@ -144,6 +144,28 @@ async def test_followers_miss_nothing_and_repeat_nothing(store: EventStore) -> N
     assert pinged == [e for e in events if e.type == "test.ping"]
 
 
+async def test_followers_that_come_with_the_first_events(store: EventStore) -> None:
+    """The position of a stream nobody knows yet is looked up while commits to it are under way."""
+
+    async def follow(stream: str, count: int) -> None:
+        versions: list[int] = []
+        async for batch in store.follow(stream=stream):
+            versions += [event.version for event in batch]
+            if len(versions) >= count:
+                assert versions == list(range(1, count + 1))
+                return
+
+    async def write(stream: str, count: int) -> None:
+        for _ in range(count):
+            await must(store, notes(stream, "x"))
+
+    for round in range(8):
+        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+            for i in range(60):
+                group.create_task(follow(f"thread/{round}.{i}", 5))
+                group.create_task(write(f"thread/{round}.{i}", 5))
+
+
 async def test_a_slow_follower_reads_the_past_from_the_database(store: EventStore) -> None:
     await must(store, notes("thread/a", "first"))
     follower = store.follow(stream="thread/a")
