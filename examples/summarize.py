@@ -5,6 +5,7 @@ import asyncio
 from app import Message, Step, llm, on_message, step
 
 PART = 3000  # characters, some 750 tokens
+NOTE = 120  # tokens
 
 
 @step(type="tool")
@@ -21,7 +22,7 @@ def split(text: str) -> list[str]:
 @step(type="llm")
 async def summarize(part: str) -> str:
     # Requests that wait at the same time share the engine's batches.
-    return await llm.chat(f"Summarize in two sentences:\n\n{part}", max_tokens=120)
+    return await llm.chat(f"Summarize in two sentences:\n\n{part}", max_tokens=NOTE)
 
 
 @on_message
