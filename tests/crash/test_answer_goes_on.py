@@ -47,9 +47,9 @@ def finished(watcher: Watcher) -> str:
     """The whole text, after checking that the token batches joined give the same."""
     last = next(item for item in watcher.items if item.type in ENDED)
     assert last.type == "request.finished", bytes(last.data)
-    text: str = json.loads(last.data)["text"]
+    text: str = json.loads(bytes(last.data))["text"]
     tokens = [item for item in watcher.items if item.type == "tokens.generated"]
-    assert "".join(json.loads(item.data)["text"] for item in tokens) == text
+    assert "".join(json.loads(bytes(item.data))["text"] for item in tokens) == text
     return text
 
 
