@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from app.events.backend import Row
 from app.events.envelope import Event
 from app.events.feed import Feed
 from app.events.ids import uuid7
 from app.events.leaf import leaves
 from app.events.ledger import Batch, Found, Missing, State
 from app.events.lifecycle import TERMINAL
-from app.events.logstore import LogStore, Row
+from app.events.logstore import LogStore
 from app.events.queue import Request, to_lease
 from app.events.store import Lease, StoreError
 

@@ -19,12 +19,13 @@ import aiosqlite
 
 from app.errors import StartupError
 from app.events import sqlite_sql as sql
+from app.events.backend import Row
 from app.events.envelope import Event
 from app.events.feed import Feed
 from app.events.ids import uuid7
 from app.events.ledger import Batch, Found, Missing, State
 from app.events.lockfile import WriterLock
-from app.events.logstore import LogStore, Row
+from app.events.logstore import LogStore
 from app.events.migrate import apply, migrations, outstanding
 from app.events.sqlite_errors import (
     database_uri,

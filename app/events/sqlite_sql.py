@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 from msgspec.structs import astuple
 
+from app.events.backend import Row
 from app.events.envelope import Event
 from app.events.leaf import leaves
 from app.events.ledger import Batch, Found, Missing, State
-from app.events.logstore import Row
 from app.events.queue import Request
 from app.events.store import Lease, StoreError
 

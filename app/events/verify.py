@@ -11,10 +11,11 @@ from collections.abc import Callable
 
 import msgspec
 
+from app.events.backend import Row
 from app.events.codec import PayloadError
 from app.events.envelope import Event
 from app.events.leaf import leaf
-from app.events.logstore import LogStore, Row
+from app.events.logstore import LogStore
 from app.events.merkle import GENESIS, Merkle, chain
 from app.events.seal import SEAL_STREAM, Head, head, read_seal
 from app.events.store import StoreError

@@ -1,0 +1,85 @@
+"""What a `LogStore` needs of the place where the rows are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from app.events.envelope import Event
+from app.events.ledger import Batch, Found, Missing, State
+from app.events.store import Lease, StoreError
+
+__all__ = ["Backend", "Row"]
+
+#: An event as stored: event, salt, leaf.
+Row = tuple[Event, bytes, bytes]
+
+
+class Backend(Protocol):
+    """Where the rows are. All methods raise `StoreError` when the storage fails."""
+
+    incarnation: str
+    writable: bool
+
+    async def state(self) -> State:
+        """Read the end of the log."""
+        ...
+
+    async def lookup(self, missing: Missing) -> Found:
+        """Look keys up for the ledger."""
+        ...
+
+    async def write(self, batch: Batch) -> None:
+        """Write a batch in one durable transaction."""
+        ...
+
+    async def select(
+        self,
+        after: int,
+        until: int,
+        stream: str | None,
+        types: Sequence[str] | None,
+        limit: int,
+    ) -> list[Event]:
+        """Events with ``after < position <= until`` in order."""
+        ...
+
+    async def rows(self, after: int, limit: int) -> list[Row | StoreError]:
+        """Rows as stored, even damaged ones, for `app.events.verify`."""
+        ...
+
+    async def leaves(self, after: int, until: int) -> list[bytes]:
+        """Leaf hashes of ``after < seq <= until``."""
+        ...
+
+    async def head(self) -> int:
+        """Highest seq stored."""
+        ...
+
+    async def version(self, stream: str) -> int:
+        """Highest version of a stream stored."""
+        ...
+
+    async def leases(self, stream: str | None, open_only: bool) -> list[Lease]:
+        """Rows of the request table, oldest first."""
+        ...
+
+    async def check(self) -> list[str]:
+        """Complaints of the storage about its own structure."""
+        ...
+
+    async def changed(self, seconds: float) -> bool:
+        """Wait up to ``seconds`` for commits of another process (read-only backends)."""
+        ...
+
+    async def maintain(self) -> None:
+        """Short maintenance between two batches."""
+        ...
+
+    async def tidy(self, forget: int) -> None:
+        """Maintenance while nothing is written; forget commands older than ``forget`` (ns)."""
+        ...
+
+    async def aclose(self) -> None:
+        """Release everything."""
+        ...
