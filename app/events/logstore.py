@@ -94,7 +94,8 @@ class LogStore:
     async def append(self, append: Append) -> Outcome:
         """See `EventStore.append`."""
         _check(append)
-        return await self._submit(append)  # type: ignore[no-any-return]
+        self._refuse_unless_writable()
+        return await self._writer.submit(append)  # type: ignore[no-any-return]
 
     async def append_many(self, appends: Sequence[Append]) -> list[Outcome]:
         """See `EventStore.append_many`."""
