@@ -77,6 +77,7 @@ class Runtime:
         self._chat_end_seconds = chat_end_seconds
         self._shared = Shared(store, app, node, stream or StreamConfig(), chat or ChatConfig())
         self._threads: dict[str, ThreadRuns] = {}
+        self._crowded = MAX_IDLE
         self._recovered = asyncio.Event()
 
     @property
@@ -247,8 +248,10 @@ class Runtime:
     def _thread(self, thread: str) -> ThreadRuns:
         runs = self._threads.pop(thread, None) or ThreadRuns(self._shared, thread)
         self._threads[thread] = runs  # at the end: the least recently used stand in front
-        if len(self._threads) > MAX_IDLE:
+        if len(self._threads) > self._crowded:
             self._forget_idle()
+            # Those in use stay; looking through all again waits until there are twice as many.
+            self._crowded = max(MAX_IDLE, 2 * len(self._threads))
         return runs
 
     def _forget_idle(self) -> None:
