@@ -168,10 +168,10 @@ async def _start(service: Service, group: TaskGroup, watched: Path | None) -> No
         await service.stopping.wait()
         settled.set()
 
+    group.start_soon(service.report_engine)
     group.start_soon(partial(service.host.run, ready=settled.set))
     group.start_soon(give_up)
     await settled.wait()
-    group.start_soon(service.report_engine)
 
 
 async def _drain(service: Service) -> None:

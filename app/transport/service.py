@@ -167,9 +167,9 @@ class Service:
             await asyncio.sleep(HINT_SECONDS)
 
     async def report_engine(self) -> None:
-        """Tell clients when the engine is lost and when it is back; runs until cancelled."""
+        """Tell clients when the engine is ready, lost, and back; runs until cancelled."""
         assert self.host is not None
-        told = self.host.state
+        told = "starting"
         while True:
             await asyncio.sleep(HINT_SECONDS)
             state = self.host.state

@@ -173,6 +173,7 @@ async def test_browsers_are_told_to_be_careful(service: Service) -> None:
         headers = (await http(service.url + path)).headers
         policy = headers["content-security-policy"]
         assert "default-src 'self'" in policy and "frame-ancestors" in policy
+        assert "unsafe" not in policy
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["server"] is None
 

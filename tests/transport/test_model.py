@@ -13,7 +13,7 @@ from app.events.ids import uuid7
 from app.projections import state as projection
 from app.transport.client import Client
 from app.transport.items import to_event
-from app.transport.protocol import Item
+from app.transport.protocol import Item, Notice
 from tests.support.server import Server
 from tests.transport.serving import http
 
@@ -45,7 +45,9 @@ async def test_an_answer_survives_cuts_and_a_restart_in_the_middle(tmp_path: Pat
     server = Server(tmp_path / "log.db", env={"EVERLOG_ENGINE__DTYPE": "float32"})
     await asyncio.to_thread(server.start, ready=False)
     try:
-        async with Client(server.url, patience=120) as client:
+        notices: list[Notice] = []
+        async with Client(server.url, patience=120, on_notice=notices.append) as client:
+            assert client.welcome.model is None
             # The model may still be loading: the question is taken all the same.
             paris = uuid7()
             await client.post(paris, QUESTION)
@@ -58,6 +60,7 @@ async def test_an_answer_survives_cuts_and_a_restart_in_the_middle(tmp_path: Pat
             params = {"temperature": 0.7, "seed": 5, "max_tokens": 16}
             await client.post(whole, STORY, params=params)
             expected = await answer(client, whole)
+            assert "engine_ready" in [notice.code for notice in notices]
             await client.post(broken, STORY, params=params)
             async with aclosing(client.follow(broken)) as items:
                 seen = [item async for item in first_tokens(items, 3)]

@@ -166,7 +166,7 @@ async def test_at_most_so_many_threads(service: Service) -> None:
 
 
 async def test_frames_of_one_packet_are_all_taken(service: Service) -> None:
-    """Bytes that come right behind the handshake are frames, not lost."""
+    """Two frames in one write, the first thing after the handshake."""
     port = int(re.search(r":(\d+)$", service.url)[1])  # type: ignore[index]
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(
