@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from app.events.absent import Absent
 from app.events.backend import Backend, Row
 from app.events.envelope import Event
 from app.events.feed import Feed
@@ -58,6 +59,7 @@ class LogStore:
         self._backend = backend
         self._clock = clock
         self._ledger = Ledger()
+        self._absent = Absent()
         self._feed = feed or Feed()
         self._writer = GroupCommit(self._commit, between=backend.maintain, idle=self._tidy)
         self._poller: asyncio.Task[None] | None = None
@@ -162,6 +164,9 @@ class LogStore:
                 raise
         ledger.commit(batch)
         self._stale = False
+        for event in batch.events:
+            if event.version == 1:
+                self._absent.began(event.stream)
         self._feed.publish(batch.events)
         return batch.results
 
@@ -175,6 +180,7 @@ class LogStore:
         self._ledger.restore(state)
         self._stale = False
         if state.head != before:  # the commit was reported failed, yet it is there
+            self._absent.clear()
             self._feed.reset(state.head + 1)
             self._feed.wake(None)
 
@@ -192,7 +198,11 @@ class LogStore:
             return await self._backend.version(stream)
         cached = self._ledger.version(stream)
         if cached is None:
+            if stream in self._absent:
+                return 0
+            mark = self._absent.asking(stream)
             stored = await self._backend.version(stream)
+            self._absent.answered(stream, mark, exists=stored > 0)
             # The stream may have got a commit meanwhile that is stored, but not published yet:
             # then the ledger knows the stream now, and what may be seen of it.
             cached = self._ledger.version(stream)
