@@ -44,7 +44,7 @@ class Sampler:
         if not rows:
             return _greedy(logits)
         if len(rows) == len(sequences):
-            return self._general(logits.float(), sequences)
+            return self._general(logits.to(torch.float32, copy=True), sequences)
         tokens = _greedy(logits)
         chosen = logits[torch.tensor(rows, device=logits.device)].float()
         for row, token in zip(
