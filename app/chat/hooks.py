@@ -7,6 +7,7 @@ load (``python chat.py``, a test importing the file) they leave the function as 
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -95,11 +96,18 @@ def location(function: Hook) -> str:
 
 def arguments(function: Hook, offered: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return as many of the offered arguments as the function declares."""
+    most = _most(function)
+    return offered if most is None else offered[:most]
+
+
+@functools.lru_cache(maxsize=256)
+def _most(function: Hook) -> int | None:
+    """How many positional arguments a function takes; None for any number."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(function).parameters.values()
     if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
-        return offered
-    return offered[: sum(p.kind in kinds for p in parameters)]
+        return None
+    return sum(p.kind in kinds for p in parameters)
 
 
 def _required(function: Hook) -> int:
