@@ -147,8 +147,8 @@ class Core:
 
         """
         if add.messages is not None:
-            try:
-                prompt = self.runner.template.encode(add.messages)
+            try:  # a template may make a prompt of nothing; nobody asked for that
+                prompt = self.runner.template.encode(add.messages) if add.messages else []
             except InputError:
                 raise
             except Exception as error:  # a template is code that came with the model
