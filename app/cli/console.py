@@ -21,6 +21,7 @@ __all__ = [
     "ago",
     "clean",
     "console",
+    "counted",
     "duration",
     "emit",
     "emit_line",
@@ -142,6 +143,11 @@ def duration(ns: float) -> str:
         return f"{minutes}m {rest:02}s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h {minutes:02}m" if hours < 48 else f"{hours // 24} days"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun: ``1 run``, ``2 runs``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def ago(ns: float) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from app.cli.console import clean, console, emit, emit_line, progress, styled
+from app.cli.console import clean, console, counted, emit, emit_line, progress, styled
 from app.cli.options import json_option, with_settings
 from app.cli.root import everlog
 from app.errors import EverlogError, InputError
@@ -238,7 +238,9 @@ def _print_report(report: Report) -> None:
             f"The log is damaged{at}",
             hint="Keep the file as it is, and restore a backup beside it.",
         )
-    sealed = f"{report.seals} seals up to seq {report.sealed}" if report.seals else "no seal yet"
-    click.echo(styled(f"✓ {report.events} events are as they were written; {sealed}", "good"))
+    seals = counted(report.seals, "seal")
+    sealed = f"{seals} up to seq {report.sealed}" if report.seals else "no seal yet"
+    events = counted(report.events, "event")
+    click.echo(styled(f"✓ {events} as written; {sealed}", "good"))
     if report.head is not None:
         click.echo(f"  root {report.head.root}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from app.cli.console import clean, duration
+from app.cli.console import clean, counted, duration
 from app.events import catalogue as c
 from app.events.codec import PayloadError, decode
 from app.events.envelope import Event
@@ -201,7 +201,7 @@ def _error(error: c.ErrorInfo) -> str:
 def _finished(payload: c.RequestFinished) -> str:
     count, seconds = payload.usage.completion_tokens, payload.timings.decode_ms / 1e3
     rate = f" · {(count - 1) / seconds:.1f} tok/s" if count > 1 and seconds else ""
-    return f"{payload.reason} · {count} tokens{rate}"
+    return f"{payload.reason} · {counted(count, 'token')}{rate}"
 
 
 class Screen:

@@ -67,6 +67,7 @@ def _run(config: Config, file: Path | None, watch: bool) -> None:
         banner(service, time.monotonic() - started)
 
     uvloop.run(serve(config, file=file, watch=watch, on_ready=on_ready))
+    logging.getLogger("everlog").info("stopped; what was under way goes on at the next start")
 
 
 def _fetch_model(config: Config) -> None:

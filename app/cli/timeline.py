@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import msgspec
 from rich.cells import cell_len, set_cell_size
 
-from app.cli.console import clean, duration
+from app.cli.console import clean, counted, duration
 from app.events.catalogue import ErrorInfo
 from app.projections.state import RequestState, RunState, StepState, ThreadState
 
@@ -62,7 +62,8 @@ def render(state: ThreadState, *, width: int) -> list[list[Cell]]:
 def _heading(state: ThreadState, roots: list[Span], width: int) -> list[Cell]:
     title = clean(state.title or "untitled").replace("\n", " ")
     busy = sum(root.last() - root.start for root in roots)
-    facts = f"  {len(state.messages)} messages, {len(state.runs)} runs, {duration(busy)}"
+    messages, runs = counted(len(state.messages), "message"), counted(len(state.runs), "run")
+    facts = f"  {messages}, {runs}, {duration(busy)}"
     title = _fit(title, max(8, width - cell_len(facts)))
     return [(title, "who"), (_fit(facts, width - cell_len(title)), "dim")]
 
@@ -132,13 +133,13 @@ class _Tree:
         marks = dict(self._phases(request))
         span.marks = [(PHASES[name], start, end) for name, (start, end) in marks.items()]
         count = len(request.tokens)
-        notes = {"prefill": f"{request.prompt_tokens} tokens"}
+        notes = {"prefill": counted(request.prompt_tokens, "token")}
         if "decode" in marks:
             seconds = (marks["decode"][1] - marks["decode"][0]) / 1e9
             if request.timings is not None and request.timings.decode_ms:
                 seconds = request.timings.decode_ms / 1e3
             rate = f", {(count - 1) / seconds:.1f} tok/s" if count > 1 and seconds else ""
-            notes["decode"] = f"{count} tokens{rate}"
+            notes["decode"] = counted(count, "token") + rate
         for name, (start, end) in marks.items():
             mark = [(PHASES[name], start, end)]
             span.children.append(Span(name, name, start, end, info=notes.get(name, ""), marks=mark))

@@ -81,7 +81,7 @@ def test_timeline_fits_any_width_at_any_point(width: int) -> None:
 def test_timeline_of_what_still_runs() -> None:
     lines = "\n".join(drawn(state(10), 100))  # the first token is there
     assert "running" in lines
-    assert "1 tokens" in lines
+    assert "1 token\n" in lines
 
 
 def test_timeline_of_nothing() -> None:
