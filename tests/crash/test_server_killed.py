@@ -29,10 +29,12 @@ async def talk(watcher: Watcher, turns: int) -> None:
         await watcher.until(turn, *TERMINAL)
 
 
-async def kill_at_random(server: Server, seed: int) -> None:
-    """Kill and restart the server a few times, at moments chosen by the seed."""
+async def kill_at_random(server: Server, client: Client, seed: int) -> None:
+    """Kill and restart the server a few times, at moments after the client's return."""
     moments = random.Random(seed)
-    for _ in range(ROUNDS):
+    for round_ in range(ROUNDS):
+        while client.connections == round_:
+            await asyncio.sleep(0.02)
         await asyncio.sleep(moments.uniform(0.1, 1.0))
         await asyncio.to_thread(server.kill)
         await asyncio.to_thread(server.start)
@@ -45,10 +47,9 @@ async def test_nothing_shown_or_acknowledged_is_lost(tmp_path: Path) -> None:
             watchers = [Watcher(client, uuid7()) for _ in range(THREADS)]
             followers = [asyncio.create_task(watcher.follow()) for watcher in watchers]
             async with asyncio.timeout(120), asyncio.TaskGroup() as group:
-                group.create_task(kill_at_random(server, seed=ROUNDS))
+                group.create_task(kill_at_random(server, client, seed=ROUNDS))
                 for watcher in watchers:
                     group.create_task(talk(watcher, turns=ROUNDS + 1))
-            assert client.connections == ROUNDS + 1
             for follower in followers:
                 follower.cancel()
             await asyncio.gather(*followers, return_exceptions=True)
