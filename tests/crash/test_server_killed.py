@@ -33,7 +33,7 @@ async def kill_at_random(server: Server, client: Client, seed: int) -> None:
     """Kill and restart the server a few times, at moments after the client's return."""
     moments = random.Random(seed)
     for round_ in range(ROUNDS):
-        while client.connections == round_:
+        while client.connections == round_:  # noqa: ASYNC110 - it tells nobody when it is back
             await asyncio.sleep(0.02)
         await asyncio.sleep(moments.uniform(0.1, 1.0))
         await asyncio.to_thread(server.kill)
