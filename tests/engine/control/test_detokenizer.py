@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from itertools import accumulate
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from app.engine.detokenizer import Detokenizer
+from app.engine.tokenizer import Tokenizer
+from app.engine.weights import open_checkpoint
 
 TEXTS = [
     "plain words, nothing else",
@@ -144,3 +147,25 @@ def test_the_earliest_stop_wins_and_the_end_flushes() -> None:
 
 def test_stops_are_looked_for_behind_min_tokens() -> None:
     assert run([b"x", b"x", b"y", b"x", b"y"], ("x",), min_tokens=2) == ["x", "x", "y", ""]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model_path: Path) -> Tokenizer:
+    with open_checkpoint(str(model_path)) as checkpoint:
+        return Tokenizer.load(checkpoint)
+
+
+@pytest.mark.parametrize("stop", [(), ("\n\n\n",), ("東京タ", "fox"), ("🧑🏽‍🚀 skin",)])
+@pytest.mark.parametrize("text", TEXTS)
+def test_with_the_real_tokenizer(tokenizer: Tokenizer, text: str, stop: tuple[str, ...]) -> None:
+    tokens = [*tokenizer.encode(text), tokenizer.eos[0]]
+    expected = min((text[: text.find(s)] for s in stop if s in text), key=len, default=text)
+    assert tokenizer.decode(tokens) == text
+    for crash in range(len(tokens) + 1):
+        before, after = (Detokenizer(tokenizer.token_bytes, stop) for _ in range(2))
+        given = [before.push(token) for token in tokens[:crash]]
+        after.replay(tokens[:crash])
+        given += [after.push(token) for token in tokens[crash:]]
+        assert "".join(given) + after.finish() == expected
+        assert not any("\ufffd" in piece for piece in given)
+        assert after.stopped == (expected != text)
