@@ -218,12 +218,18 @@ class Llama(Model):
                 config = LlamaConfig.from_gguf(checkpoint)
             else:
                 config = LlamaConfig.from_hf(checkpoint.metadata)
-        except msgspec.ValidationError as error:
+        except (msgspec.ValidationError, TypeError, ZeroDivisionError) as error:
             raise StartupError(
                 f"{checkpoint.path}: its configuration is unusable: {error}"
             ) from None
         freqs = frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-        context = context or config.max_position_embeddings
+        longest = config.max_position_embeddings
+        if context > longest:
+            raise StartupError(
+                f"engine.max_context is {context}, but the model was made for {longest} tokens",
+                hint=f"Set it to at most {longest}, or to 0 for all of it.",
+            )
+        context = context or longest
         rope = Rope(freqs, context, device=device, dtype=dtype)
         read = _Reader(checkpoint, config, lambda t: t.to(device, dtype))
         return cls(config, read, rope, context)
