@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from app.events.catalogue import RequestAbandoned, RequestStarted, WorkerCrashed
 from app.events.envelope import request_stream
 from app.events.memory import MemoryStore
 from app.events.sqlite import SqliteStore
-from app.events.store import EventStore, Fence, StoreError
+from app.events.store import Append, EventStore, Fence, Outcome, StoreError
 from tests.engine.control.lab import Lab, Result, gone, serving
 
 pytestmark = pytest.mark.crash
@@ -101,30 +101,38 @@ async def test_who_crashes_the_core_again_and_again_fails_and_nobody_else(
 async def test_losing_the_log_for_a_while_is_losing_the_claims(
     model_path: Path, lab: tuple[Lab, list[Result]]
 ) -> None:
-    """A heartbeat that errors: nothing more is written until the claims were given back."""
+    """A heartbeat or an append errs: nothing is written until the claims were given back."""
     undisturbed = lab[1]
 
     class Flaky(MemoryStore):
-        broken = False
+        broken = ""
+
+        def fail(self, method: str) -> None:
+            if self.broken == method:
+                self.broken = ""
+                raise StoreError("the network is down")
 
         async def heartbeat(self, *, worker: str, lease: float) -> list[Fence]:
-            if self.broken:
-                self.broken = False
-                raise StoreError("the network is down")
+            self.fail("heartbeat")
             return await super().heartbeat(worker=worker, lease=lease)
+
+        async def append_many(self, appends: Sequence[Append]) -> list[Outcome]:
+            self.fail("append_many")
+            return await super().append_many(appends)
 
     store = Flaky()
     async with store, serving(store, str(model_path), lease_seconds=1.0, **CONFIG) as here:
         requests = [await here.ask(**kwargs) for kwargs in ASKED]
-        for request in requests:
-            await here.streaming(request, 2)
-        store.broken = True
+        for claim, method in enumerate(("heartbeat", "append_many"), start=1):
+            for request in requests:
+                await here.until(request, lambda t, n=claim: t.count("request.started") == n)
+            store.broken = method
         results = [await here.result(request) for request in requests]
     same(results, undisturbed)
     reasons = [
         p.reason for e in results[0].events if isinstance(p := codec.decode(e), RequestAbandoned)
     ]
-    assert reasons == ["lost authority"]
+    assert reasons == ["lost authority"] * 2
 
 
 async def test_another_worker_takes_over_what_a_silent_one_held(

@@ -203,3 +203,30 @@ async def test_a_model_that_is_not_there_is_said_at_the_start(tmp_path: Path) ->
         with pytest.raises(StartupError, match=r"no\.gguf"):
             await host.run()
         assert host.state == "failed"
+
+
+@pytest.mark.parametrize("how", ["cancel", "drain"])
+async def test_an_end_before_it_is_ready_leaves_no_process_behind(
+    model_path: Path, how: str
+) -> None:
+    async with MemoryStore() as store:
+        host = EngineHost(store, EngineConfig(model=str(model_path)), worker="w1")
+        before = children()
+        task = asyncio.create_task(host.run())
+        async with asyncio.timeout(30):
+            while not (started := children() - before):  # noqa: ASYNC110 - of the system
+                await asyncio.sleep(0.01)
+        if how == "cancel":
+            task.cancel()
+        else:
+            await host.drain()
+        await asyncio.wait([task])
+        assert host.state == "stopped"
+        for pid in started:
+            await gone(pid)
+
+
+def children() -> set[int]:
+    """Processes that this one started."""
+    lists = Path("/proc/self/task").glob("*/children")
+    return {int(pid) for file in lists for pid in file.read_text().split()}
