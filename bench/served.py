@@ -26,7 +26,7 @@ from bench.report import Goal, Report
 MODEL = "smollm2-135m-instruct"
 CONCURRENCY = (1, 8, 32)
 OUTPUT = 128
-ROUNDS = 5
+ROUNDS = 3
 PARAMS: dict[str, Any] = {"temperature": 0.0, "max_tokens": OUTPUT, "ignore_eos": True, "seed": 0}
 
 
