@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -26,6 +27,7 @@ from bench.report import Goal, Report
 
 __all__ = ["main"]
 
+_WARM_UP = 4  # output tokens of an unmeasured turn of each
 _BUDGET = 512  # tokens in one of our steps, as the engine is configured by default
 
 
@@ -46,8 +48,9 @@ def main(arguments: list[str] | None = None) -> None:
     for batch in options.batch:
         prompts = _prompts(batch, options.prompt, runner.tokenizer.vocab_size)
         ours, theirs, same = _take_turns(
-            partial(_run_ours, runner, prompts, options.output),
-            partial(_run_theirs, baseline, prompts, options.output),
+            partial(_run_ours, runner, prompts),
+            partial(_run_theirs, baseline, prompts),
+            options.output,
             options.rounds,
         )
         count = batch * options.output
@@ -64,17 +67,24 @@ def _prompts(batch: int, length: int, vocab: int) -> list[list[int]]:
 
 
 def _take_turns(
-    ours: Callable[[], list[list[int]]], theirs: Callable[[], list[list[int]]], rounds: int
+    ours: Callable[[int], list[list[int]]],
+    theirs: Callable[[int], list[list[int]]],
+    output: int,
+    rounds: int,
 ) -> tuple[list[float], list[float], float]:
     """Seconds of each turn, and the share of output tokens on which the two agree."""
     times: tuple[list[float], list[float]] = ([], [])
     outputs: list[list[list[int]]] = [[], []]
-    for turn in range(rounds + 1):
+    for run in (ours, theirs):
+        run(_WARM_UP)
+    for _ in range(rounds):
         for index, run in enumerate((ours, theirs)):
             began = time.perf_counter()
-            outputs[index] = run()
-            if turn:  # the first turn warms up
-                times[index].append(time.perf_counter() - began)
+            outputs[index] = run(output)
+            times[index].append(time.perf_counter() - began)
+            batch = len(outputs[index])
+            name = ("everlog", "transformers")[index]
+            print(f"batch {batch}, {name}: {times[index][-1]:.2f} s", file=sys.stderr)
     pairs = [a == b for x, y in zip(*outputs, strict=True) for a, b in zip(x, y, strict=True)]
     return times[0], times[1], sum(pairs) / len(pairs)
 
