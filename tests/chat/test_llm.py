@@ -251,7 +251,8 @@ async def test_the_built_in_chat_stops_and_goes_on(engine: Engine, thread: str) 
 
 def said_something(state: ThreadState) -> bool:
     last = state.messages[-1]
-    return last.role == "assistant" and len(last.content) > 10
+    # A sampled answer may be short: then it is enough that it is whole.
+    return last.role == "assistant" and (len(last.content) > 10 or last.status == "done")
 
 
 @pytest.mark.model
