@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-# Before anything imports torch: see app.engine.supervisor on why threads should sleep, not spin.
+# Before anything imports torch: tests share the machine with each other's processes, so threads
+# should sleep, not spin (see app.engine.supervisor).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
