@@ -111,10 +111,6 @@ class Emitter:
         else:
             self._put(_Item(payload))
 
-    def put_event(self, event: NewEvent) -> None:
-        """Write a ready event, such as the beginning of the next run."""
-        self._put(event)
-
     def session(self, change: SessionChanged) -> None:
         """Write with the next thing that is written, not before; callable from any thread."""
         self.check()
@@ -218,7 +214,7 @@ class Emitter:
 
     # ------------------------------------------------------------------------- internal
 
-    def _put(self, item: _Item | NewEvent) -> None:
+    def _put(self, item: _Item) -> None:
         if self.error is None:
             self._items.append(item)
             self._go.set()

@@ -200,7 +200,7 @@ class MessageStarted(Payload, frozen=True, kw_only=True):
 
 @event("message.delta")
 class MessageDelta(Payload, frozen=True, kw_only=True):
-    """Text to add at the end of a streamed message. ``offsets``: see ``tokens.generated``."""
+    """Text to add at the end of a streamed message."""
 
     message: str
     text: str

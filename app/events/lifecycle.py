@@ -12,7 +12,7 @@ TERMINAL = frozenset({"finished", "failed", "cancelled"})
 
 #: event type -> {state before: state after}; None is "does not exist yet".
 TRANSITIONS: dict[str, dict[str | None, str]] = {
-    "request.queued": {None: "queued"},
+    "request.queued": {None: INITIAL},
     "request.claimed": {"queued": "claimed"},
     "request.started": {"claimed": "running"},
     "tokens.generated": {"running": "running"},
@@ -21,7 +21,7 @@ TRANSITIONS: dict[str, dict[str | None, str]] = {
     "request.finished": {"running": "finished"},
     "request.failed": dict.fromkeys(("queued", "claimed", "running", "preempted"), "failed"),
     "request.cancelled": dict.fromkeys(("queued", "claimed", "running", "preempted"), "cancelled"),
-    "request.abandoned": dict.fromkeys(("claimed", "running", "preempted"), "queued"),
+    "request.abandoned": dict.fromkeys(("claimed", "running", "preempted"), INITIAL),
 }
 
 #: Events that only the current holder of the request may write: they must carry its epoch.
