@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
+
+from tests.support.postgres import Cluster, cluster, new_database
 
 # Before anything imports torch: tests share the machine with each other's processes, so threads
 # should sleep, not spin (see app.engine.supervisor).
@@ -15,3 +18,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 def anyio_backend() -> str:
     """Everlog runs on asyncio."""
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Cluster]:
+    """A Postgres server of the test run's own; without fsync, so it is fast."""
+    with cluster(fsync="off") as running:
+        yield running
+
+
+@pytest.fixture
+async def postgres_url(postgres: Cluster) -> str:
+    """URL of a new, empty database."""
+    return await new_database(postgres)
