@@ -1,4 +1,4 @@
-"""What a `LogStore` needs of the place where the rows are."""
+"""What the stores need of the place where the rows are."""
 
 from __future__ import annotations
 
@@ -9,29 +9,14 @@ from app.events.envelope import Event
 from app.events.ledger import Batch, Found, Missing, State
 from app.events.store import Lease, StoreError
 
-__all__ = ["Backend", "Row"]
+__all__ = ["Backend", "Reading", "Row"]
 
 #: An event as stored: event, salt, leaf.
 Row = tuple[Event, bytes, bytes]
 
 
-class Backend(Protocol):
-    """Where the rows are. All methods raise `StoreError` when the storage fails."""
-
-    incarnation: str
-    writable: bool
-
-    async def state(self) -> State:
-        """Read the end of the log."""
-        ...
-
-    async def lookup(self, missing: Missing) -> Found:
-        """Look keys up for the ledger."""
-        ...
-
-    async def write(self, batch: Batch) -> None:
-        """Write a batch in one durable transaction."""
-        ...
+class Reading(Protocol):
+    """Reads rows. All methods raise `StoreError` when the storage fails."""
 
     async def select(
         self,
@@ -52,20 +37,39 @@ class Backend(Protocol):
         """Leaf hashes of ``after < seq <= until``."""
         ...
 
-    async def head(self) -> int:
-        """Highest seq stored."""
-        ...
-
-    async def version(self, stream: str) -> int:
-        """Highest version of a stream stored."""
-        ...
-
     async def leases(self, stream: str | None, open_only: bool) -> list[Lease]:
         """Rows of the request table, oldest first."""
         ...
 
     async def check(self) -> list[str]:
         """Complaints of the storage about its own structure."""
+        ...
+
+
+class Backend(Reading, Protocol):
+    """Where the rows of a `LedgerStore` are."""
+
+    incarnation: str
+    writable: bool
+
+    async def state(self) -> State:
+        """Read the end of the log."""
+        ...
+
+    async def lookup(self, missing: Missing) -> Found:
+        """Look keys up for the ledger."""
+        ...
+
+    async def write(self, batch: Batch) -> None:
+        """Write a batch in one durable transaction."""
+        ...
+
+    async def head(self) -> int:
+        """Highest seq stored."""
+        ...
+
+    async def version(self, stream: str) -> int:
+        """Highest version of a stream stored."""
         ...
 
     async def changed(self, seconds: float) -> bool:

@@ -11,8 +11,8 @@ from app.events.feed import Feed
 from app.events.ids import uuid7
 from app.events.leaf import leaves
 from app.events.ledger import Batch, Found, Missing, State
+from app.events.ledgerstore import LedgerStore
 from app.events.lifecycle import TERMINAL
-from app.events.logstore import LogStore
 from app.events.queue import Request, to_lease
 from app.events.store import Lease, StoreError
 
@@ -125,7 +125,7 @@ class MemoryBackend:
         """Nothing to release."""
 
 
-class MemoryStore(LogStore):
+class MemoryStore(LedgerStore):
     """An event store without a file. Use ``async with MemoryStore() as store``."""
 
     def __init__(

@@ -24,8 +24,8 @@ from app.events.envelope import Event
 from app.events.feed import Feed
 from app.events.ids import uuid7
 from app.events.ledger import Batch, Found, Missing, State
+from app.events.ledgerstore import LedgerStore
 from app.events.lockfile import WriterLock
-from app.events.logstore import LogStore
 from app.events.migrate import apply, migrations, outstanding
 from app.events.sqlite_errors import (
     database_uri,
@@ -233,7 +233,7 @@ class SqliteBackend:
         return self._data_version != seen
 
 
-class SqliteStore(LogStore):
+class SqliteStore(LedgerStore):
     """The event store in a SQLite file."""
 
     @classmethod

@@ -231,6 +231,17 @@ class EventStore(Protocol):
         """
         ...
 
+    async def beat(self, *, node: str, lease: float) -> frozenset[str]:
+        """Say that a serving process is alive for ``lease`` seconds more (store's clock).
+
+        Returns the names of all live nodes, itself included.
+        """
+        ...
+
+    async def leave(self, *, node: str) -> None:
+        """Say that a serving process has come to a clean end."""
+        ...
+
     async def leases(self, *, stream: str | None = None, open_only: bool = True) -> list[Lease]:
         """Rows of the request queue, oldest first; ``open_only`` leaves terminal ones out."""
         ...

@@ -104,7 +104,9 @@ class Cluster:
         """URL of a database."""
         login = "everlog" + (f":{self.password}" if self.password else "")
         query = "&".join(f"{name}={value}" for name, value in options.items())
-        return f"postgresql://{login}@127.0.0.1:{self.port}/{database}" + (f"?{query}" if query else "")
+        return f"postgresql://{login}@127.0.0.1:{self.port}/{database}" + (
+            f"?{query}" if query else ""
+        )
 
     def new_database(self) -> str:
         """Create an empty database and return its URL. Not from a running event loop."""

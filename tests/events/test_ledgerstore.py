@@ -6,7 +6,7 @@ import asyncio
 
 from app.events.envelope import Event
 from app.events.ledger import Batch
-from app.events.logstore import LogStore
+from app.events.ledgerstore import LedgerStore
 from app.events.memory import MemoryBackend
 from tests.contract.support import must, notes
 
@@ -25,7 +25,7 @@ class SlowBackend(MemoryBackend):
 
 async def test_a_position_looked_up_during_a_commit() -> None:
     """A follower must not take a stored version for one that memory can already serve."""
-    store = LogStore(SlowBackend())
+    store = LedgerStore(SlowBackend())
     await store.start()
     await must(store, notes("thread/a", "1"))
     store._ledger._streams.clear()  # as when many other streams were written since
