@@ -541,9 +541,13 @@ class LogSealed(Payload, frozen=True, kw_only=True):
 
 @event("log.redacted")
 class LogRedacted(Payload, frozen=True, kw_only=True):
-    """Payloads of these positions were erased."""
+    """Payloads of these positions were erased.
+
+    ``left`` has the SHA-256 (hex) of what is left of each, in the order of ``seqs``.
+    """
 
     seqs: list[int]
+    left: list[str]
     reason: str
 
 

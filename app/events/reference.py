@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from app.events.catalogue import CATALOGUE, Entry
+from app.events.redaction import KEEP, RULES, Within
 
 __all__ = ["markdown"]
 
@@ -24,6 +25,9 @@ Every event carries an envelope (`seq`, `stream`, `version`, `type`, `schema`, `
 `request`, `run`, `cause`) around the payload described here. Payloads are stored as JSON; a field
 that has its default is left out, and unknown fields are ignored. Fields are added with a default
 only; any other change raises the schema version and brings an upcaster for the old payloads.
+
+The last column says what `everlog redact` puts in a field's place. Where it is empty the field is
+no content, and stays; `within` means that the struct's own table says so.
 """
 
 
@@ -57,10 +61,11 @@ def _struct(struct: type[msgspec.Struct]) -> str:
 
 
 def _table(struct: type[msgspec.Struct]) -> str:
-    rows = ["| field | type | default |", "|---|---|---|"]
+    rows = ["| field | type | default | redacted |", "|---|---|---|---|"]
     for field in msgspec.structs.fields(struct):
         cell = _type(field.type).replace("|", "\\|")
-        rows.append(f"| `{field.name}` | {cell} | {_default(field)} |")
+        redacted = _redacted(RULES[struct][field.name])
+        rows.append(f"| `{field.name}` | {cell} | {_default(field)} | {redacted} |")
     return "\n".join(rows) + "\n"
 
 
@@ -71,6 +76,14 @@ def _default(field: msgspec.structs.FieldInfo) -> str:
     if value is msgspec.NODEFAULT:
         value = typing.cast(Any, field.default_factory)()
     return f"`{msgspec.json.encode(value).decode()}`"
+
+
+def _redacted(rule: Any) -> str:
+    if rule is KEEP:
+        return ""
+    if isinstance(rule, Within):
+        return "within"
+    return f"`{msgspec.json.encode(rule).decode()}`"
 
 
 def _type(hint: Any) -> str:

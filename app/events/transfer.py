@@ -1,8 +1,9 @@
 """The log as JSON lines: one event a line, in order, for backup and for moving house.
 
 A line holds the envelope, the payload verbatim under ``data``, and the salt, so that an imported
-log has the same positions, the same leaf hashes, and its seals still hold. A payload that does not
-fit on a line as it is comes as base64 under ``raw``.
+log has the same positions, the same leaf hashes, and its seals still hold. In place of the salt an
+erased payload has its inner hash (`app.events.leaf`). A payload that does not fit on a line as it
+is comes as base64 under ``raw``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import msgspec
 
 from app.errors import InputError
 from app.events.envelope import Event
+from app.events.leaf import DIGEST, SALT
 from app.events.logstore import LogStore
 from app.events.store import StoreError
 
@@ -159,6 +161,8 @@ def _parse(lines: Iterable[bytes]) -> Iterator[tuple[Event, bytes]]:
             if line.data and not _fits(data):
                 raise ValueError("data is not JSON")
             salt = bytes.fromhex(line.salt)
+            if len(salt) not in (SALT, DIGEST):
+                raise ValueError(f"salt has {len(salt)} bytes")
         except (msgspec.DecodeError, ValueError, binascii.Error) as error:
             raise InputError(f"line {number}: {error}") from error
         fields = {name: getattr(line, name) for name in Event.__struct_fields__ if name != "data"}

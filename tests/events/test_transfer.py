@@ -101,6 +101,7 @@ async def test_only_into_an_empty_log(source: LogStore, tmp_path: Path) -> None:
         (2, lambda text: text.replace(b'"seq":2', b'"seq":3'), "line 2: expected seq 2"),
         (2, lambda text: text.replace(b'"version":2', b'"version":5'), "line 2: .*version 2"),
         (1, lambda text: text.replace(b'"salt":"', b'"salt":"x'), "line 1"),
+        (1, lambda text: text.replace(b'"salt":"', b'"salt":"00'), "line 1: salt has 17 bytes"),
         (1, lambda text: text.replace(b'"type"', b'"kind"'), "line 1.*type"),
         (1, lambda text: text.replace(b'"title"', b'"\xfftle"'), "line 1"),
     ],

@@ -1,0 +1,249 @@
+"""What is left of an event whose content is erased. Pure.
+
+Content is what people wrote, what was made of it, and how they are called: texts, token ids,
+names, settings, inputs and outputs. Everything else stays, so that every fold, projection and
+client goes on working: ids, roles, states, numbers and times. `RULES` says so for every field of
+every payload; a test fails for a field without a rule.
+
+Not touched is the envelope: its stream, actor, request and run are part of the event's leaf hash.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Final
+
+import msgspec
+
+from app.errors import EverlogError
+from app.events import catalogue as c
+from app.events.catalogue import CATALOGUE
+from app.events.codec import PayloadError, decode
+from app.events.envelope import Event
+
+__all__ = ["KEEP", "MARK", "RULES", "Within", "remainder"]
+
+MARK = "[redacted]"
+"""Stands where a person looks for a text."""
+
+
+class Keep(msgspec.Struct, frozen=True):
+    """Rule of a field that is no content."""
+
+
+class Within(msgspec.Struct, frozen=True):
+    """Rule of a field that holds a struct, or a list of them, with rules of its own."""
+
+    struct: type[msgspec.Struct]
+
+
+KEEP: Final = Keep()
+
+#: Payload or struct -> field -> `KEEP`, `Within`, or the value that takes the content's place.
+#: A null stays null: it says which of several fields is used.
+RULES: dict[type[msgspec.Struct], dict[str, Any]] = {
+    c.ErrorInfo: {"kind": KEEP, "message": MARK, "traceback": None},
+    c.Usage: {"prompt_tokens": KEEP, "completion_tokens": KEEP, "cached_tokens": KEEP},
+    c.Timings: {"queue_ms": KEEP, "prefill_ms": KEEP, "decode_ms": KEEP},
+    c.ChatMessage: {"role": KEEP, "content": MARK, "name": None},
+    c.SamplingParams: {
+        **dict.fromkeys(msgspec.structs.asdict(c.SamplingParams()), KEEP),
+        "stop": [],
+        "stop_token_ids": [],
+    },
+    # threads
+    c.ThreadCreated: {"owner": KEEP, "title": None, "metadata": {}},
+    c.ThreadRenamed: {"title": MARK},
+    c.ThreadForked: {"source": KEEP, "version": KEEP},
+    c.ThreadShared: {"shared": KEEP},
+    c.ThreadSettingsChanged: {"settings": {}},
+    c.ThreadDeleted: {},
+    c.SessionChanged: {"values": {}, "removed": []},
+    # messages
+    c.MessagePosted: {
+        "message": KEEP,
+        "role": KEEP,
+        "content": MARK,
+        "author": None,
+        "parent": KEEP,
+        "step": KEEP,
+        "level": KEEP,
+        "metadata": {},
+    },
+    c.MessageStarted: {
+        "message": KEEP,
+        "role": KEEP,
+        "author": None,
+        "parent": KEEP,
+        "step": KEEP,
+        "request": KEEP,
+        "metadata": {},
+    },
+    c.MessageDelta: {"message": KEEP, "text": ""},
+    c.MessageCompleted: {"message": KEEP, "content": MARK},
+    c.MessageEdited: {"message": KEEP, "content": MARK, "metadata": {}},
+    c.MessageRemoved: {"message": KEEP},
+    c.MessageFeedback: {"message": KEEP, "value": KEEP, "comment": None},
+    # runs and steps; a step may be named after what was asked
+    c.RunStarted: {
+        "run": KEEP,
+        "hook": KEEP,
+        "node": KEEP,
+        "message": KEEP,
+        "resumable": KEEP,
+    },
+    c.RunCompleted: {"run": KEEP},
+    c.RunFailed: {"run": KEEP, "error": Within(c.ErrorInfo)},
+    c.RunStopped: {"run": KEEP},
+    c.RunInterrupted: {"run": KEEP, "reason": KEEP},
+    c.RunResumed: {"run": KEEP, "node": KEEP},
+    c.StepStarted: {
+        "step": KEEP,
+        "name": MARK,
+        "kind": KEEP,
+        "parent": KEEP,
+        "input": None,
+        "request": KEEP,
+    },
+    c.StepDelta: {"step": KEEP, "text": ""},
+    c.StepCompleted: {"step": KEEP, "output": None},
+    c.StepFailed: {"step": KEEP, "error": Within(c.ErrorInfo), "output": None},
+    # requests; the digest of a short text gives the text away
+    c.RequestQueued: {
+        "request": KEEP,
+        "params": Within(c.SamplingParams),
+        "model": KEEP,
+        "messages": Within(c.ChatMessage),
+        "text": "",
+        "prompt": [],
+        "priority": KEEP,
+        "deadline": KEEP,
+        "salt": None,
+    },
+    c.RequestClaimed: {"request": KEEP, "epoch": KEEP, "worker": KEEP},
+    c.RequestStarted: {
+        "request": KEEP,
+        "epoch": KEEP,
+        "model": KEEP,
+        "weights": KEEP,
+        "prompt_tokens": KEEP,
+        "cached_tokens": KEEP,
+        "resumed_tokens": KEEP,
+        "queue_ms": KEEP,
+    },
+    c.RequestPreempted: {"request": KEEP, "epoch": KEEP, "reason": KEEP},
+    c.RequestResumed: {"request": KEEP, "epoch": KEEP},
+    c.TokensGenerated: {
+        "request": KEEP,
+        "epoch": KEEP,
+        "batch": KEEP,
+        "index": KEEP,
+        "tokens": [],
+        "text": "",
+        "offsets": [],
+    },
+    c.RequestFinished: {
+        "request": KEEP,
+        "epoch": KEEP,
+        "reason": KEEP,
+        "text": MARK,
+        "usage": Within(c.Usage),
+        "timings": Within(c.Timings),
+        "batches": KEEP,
+        "digest": "",
+    },
+    c.RequestFailed: {
+        "request": KEEP,
+        "code": KEEP,
+        "message": MARK,
+        "epoch": KEEP,
+        "usage": Within(c.Usage),
+    },
+    c.RequestCancelled: {"request": KEEP, "text": MARK, "usage": Within(c.Usage)},
+    c.RequestAbandoned: {"request": KEEP, "epoch": KEEP, "worker": KEEP, "reason": KEEP},
+    # workers
+    c.WorkerStarted: {
+        "worker": KEEP,
+        "model": KEEP,
+        "weights": KEEP,
+        "device": KEEP,
+        "pid": KEEP,
+        "context": KEEP,
+        "blocks": KEEP,
+    },
+    c.WorkerDrained: {"worker": KEEP},
+    c.WorkerCrashed: {"worker": KEEP, "reason": MARK, "requests": KEEP},
+    c.WorkerLost: {"worker": KEEP},
+    # users
+    c.UserCreated: {"user": KEEP, "name": None},
+    c.UserLogin: {"user": KEEP},
+    c.UserLogout: {"user": KEEP},
+    # the log's own facts prove the rest: they hold no content and stay as they are
+    c.LogSealed: {
+        "first": KEEP,
+        "last": KEEP,
+        "merkle": KEEP,
+        "previous": KEEP,
+        "root": KEEP,
+    },
+    c.LogRedacted: {"seqs": KEEP, "left": KEEP, "reason": KEEP},
+    c.LogArchived: {"first": KEEP, "last": KEEP, "object": KEEP, "sha256": KEEP},
+}
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
+_NOTHING = b"{}"
+
+
+def remainder(event: Event) -> bytes | None:
+    """Payload that is left of an event without its content; None if it has none.
+
+    Of a payload that this code cannot read (its type is unknown, or it is malformed) nothing is
+    left but an empty object. What is left of what is left is the same.
+
+    Raises:
+        EverlogError: The payload's schema is newer than this code, or older and what would be
+            left of it cannot be lifted.
+
+    """
+    entry = CATALOGUE.get(event.type)
+    if entry is not None and event.schema > entry.schema:
+        raise EverlogError(
+            f"event {event.seq} ({event.type}, schema {event.schema}) is newer than this Everlog",
+            hint="Upgrade Everlog, then redact again.",
+        )
+    try:
+        value = _decode(event.data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        value = None
+    if entry is None or not isinstance(value, dict):
+        return None if event.data == _NOTHING else _NOTHING
+    left = _blank(entry.payload, value)
+    if left == value:
+        return None
+    data = _encode(left)
+    if event.schema < entry.schema:
+        try:
+            decode(msgspec.structs.replace(event, data=data))
+        except PayloadError as error:
+            raise EverlogError(
+                f"event {event.seq} cannot be redacted: {error}",
+                hint="Please report this as a bug.",
+            ) from error
+    return data
+
+
+def _blank(struct: type[msgspec.Struct], value: dict[str, Any]) -> dict[str, Any]:
+    """The fields with a rule, blanked; any other may hold anything, and goes."""
+    rules = RULES[struct]
+    return {name: _apply(rules[name], part) for name, part in value.items() if name in rules}
+
+
+def _apply(rule: Any, value: Any) -> Any:
+    if rule is KEEP or value is None:
+        return value
+    if not isinstance(rule, Within):
+        return copy.copy(rule)
+    if isinstance(value, list):
+        return [_apply(rule, part) for part in value]
+    return _blank(rule.struct, value) if isinstance(value, dict) else None
