@@ -64,6 +64,10 @@ class Backend(Reading, Protocol):
         """Write a batch in one durable transaction."""
         ...
 
+    async def adopt(self, incarnation: str, *, empty: bool) -> bool:
+        """Store another incarnation; False if there are events and ``empty`` is asked for."""
+        ...
+
     async def head(self) -> int:
         """Highest seq stored."""
         ...

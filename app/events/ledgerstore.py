@@ -17,6 +17,7 @@ from app.events.absent import Absent
 from app.events.backend import Backend
 from app.events.envelope import Event
 from app.events.feed import Feed
+from app.events.ids import uuid7
 from app.events.ledger import Claim, Expire, Heartbeat, Ledger, Load, Op
 from app.events.logstore import LogStore, check
 from app.events.queue import Request
@@ -100,6 +101,15 @@ class LedgerStore(LogStore):
         """
         return await self._submit(Load(events, salts))  # type: ignore[no-any-return]
 
+    async def adopt(self, incarnation: str | None = None) -> str:
+        """See `LogStore.adopt`."""
+        self._refuse_unless_writable()
+        new = incarnation or uuid7()
+        if not await self._backend.adopt(new, empty=incarnation is not None):
+            raise StoreError("the log has events, and its own incarnation")
+        self.incarnation = new
+        return new
+
     async def claim(
         self, *, worker: str, limit: int, lease: float, models: Sequence[str] | None = None
     ) -> list[Claimed]:
@@ -158,7 +168,11 @@ class LedgerStore(LogStore):
         for event in batch.events:
             if event.version == 1:
                 self._absent.began(event.stream)
-        self._feed.publish(batch.events)
+        if any(isinstance(op, Load) for op in ops):  # nobody is at the tail of what is old
+            self._feed.reset(ledger.committed + 1)
+            self._feed.wake(None)
+        else:
+            self._feed.publish(batch.events)
         return batch.results
 
     async def _tidy(self) -> None:

@@ -64,6 +64,18 @@ class LogStore(ABC):
 
         """
 
+    async def adopt(self, incarnation: str | None = None) -> str:
+        """Take over the life of the log that is about to be loaded; returns the incarnation.
+
+        Without ``incarnation`` the log begins a new life: clients drop what they have seen of
+        it. A log that was restored from a backup needs that, because it gives positions out again.
+
+        Raises:
+            StoreError: The log has events, and would take over the life of another.
+
+        """
+        raise StoreError("this kind of log cannot change its incarnation")
+
     @abstractmethod
     async def claim(
         self, *, worker: str, limit: int, lease: float, models: Sequence[str] | None = None

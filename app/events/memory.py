@@ -89,6 +89,13 @@ class MemoryBackend:
         """Leaf hashes."""
         return self._leaves[after:until]
 
+    async def adopt(self, incarnation: str, *, empty: bool) -> bool:
+        """Take another incarnation."""
+        if empty and self.events:
+            return False
+        self.incarnation = incarnation
+        return True
+
     async def head(self) -> int:
         """Highest seq."""
         return len(self.events)

@@ -80,9 +80,10 @@ async def newest_seal(store: LogStore, *, until: int | None = None) -> Sealed:
     return Sealed(now)
 
 
-async def head(store: LogStore) -> Head:
-    """Root over the whole log as of now: what a seal written now would say."""
+async def head(store: LogStore, *, at: int | None = None) -> Head:
+    """Root over the log up to ``at`` (as of now by default): what a seal there would say."""
     seq = await store.head()
+    seq = seq if at is None else min(at, seq)
     sealed = await newest_seal(store, until=seq)
     root = sealed.root
     if sealed.last < seq:

@@ -139,6 +139,12 @@ class SqliteBackend:
         await self._write(sql.write_batch, batch)
         self._unsaved += sum(len(event.data) + EVENT_BYTES for event in batch.events) + 8192
 
+    async def adopt(self, incarnation: str, *, empty: bool) -> bool:
+        """Store another incarnation."""
+        done = await self._write(_adopt, incarnation, empty)
+        self.incarnation = incarnation if done else self.incarnation
+        return done
+
     async def maintain(self) -> None:
         """Checkpoint if it is time: after the callers were answered, before the next batch."""
         if self._unsaved >= CHECKPOINT_BYTES:
@@ -295,6 +301,11 @@ def _prepare(conn: sqlite3.Connection, synchronous: str) -> None:
     execute_all(conn, [pragma.format(synchronous=synchronous.upper()) for pragma in sql.PRAGMAS])
     apply(conn, migrations("sqlite"))
     conn.execute(sql.INSERT_LOG, (uuid7(), time.time_ns()))
+    if _scalar(conn, "PRAGMA user_version") == sql.BACKUP:  # it gives positions out again
+        conn.execute("BEGIN IMMEDIATE")
+        conn.execute(sql.ADOPT, (uuid7(),))
+        conn.execute("PRAGMA user_version = 0")
+        conn.execute("COMMIT")
 
 
 def _refuse_other_schema(conn: sqlite3.Connection) -> None:
@@ -320,6 +331,11 @@ def _incarnation(conn: sqlite3.Connection) -> str:
     if row is None:
         raise StartupError("the database has no log", hint="run: everlog migrate")
     return str(row[0])
+
+
+def _adopt(conn: sqlite3.Connection, incarnation: str, empty: bool) -> bool:
+    statement = sql.ADOPT_IF_EMPTY if empty else sql.ADOPT
+    return conn.execute(statement, (incarnation,)).rowcount == 1
 
 
 def _data_version(conn: sqlite3.Connection) -> int:

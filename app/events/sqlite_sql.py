@@ -57,6 +57,13 @@ PRUNE_COMMANDS = "DELETE FROM command WHERE time < ?"
 
 INSERT_LOG = "INSERT OR IGNORE INTO log (id, incarnation, created) VALUES (1, ?, ?)"
 
+ADOPT = "UPDATE log SET incarnation = ?"
+
+ADOPT_IF_EMPTY = ADOPT + " WHERE NOT EXISTS (SELECT 1 FROM event)"
+
+#: ``PRAGMA user_version`` of a backup: opened for writing, it begins a new life (incarnation).
+BACKUP = 1
+
 # ------------------------------------------------------------------------- end of the log
 
 SELECT_INCARNATION = "SELECT incarnation FROM log"

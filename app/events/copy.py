@@ -1,0 +1,222 @@
+"""Copy a log into another store: the same log in another place.
+
+Positions, salts and leaves stay, so the seals still hold; so does the incarnation, so clients go on
+where they were. The queue of requests follows from the events; leases do not move. A copy that was
+interrupted is a prefix of its source and goes on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
+
+import msgspec
+
+from app.errors import InputError
+from app.events.backend import Row
+from app.events.envelope import Event
+from app.events.leaf import leaves
+from app.events.logstore import LogStore
+from app.events.seal import Head, head
+from app.events.store import StoreError
+from app.events.verify import Report, verify
+
+__all__ = ["Copied", "copy"]
+
+PAGE = 8_192
+"""Most events in one transaction of the target."""
+
+PAGE_BYTES = 16 << 20
+"""About how many bytes of payload one transaction may have."""
+
+Progress = Callable[[int, int], None]
+
+
+class Copied(msgspec.Struct, frozen=True):
+    """What a copy did: ``events`` now, after the ``kept`` that an earlier run had copied."""
+
+    events: int
+    kept: int
+    seconds: float
+    head: Head
+    report: Report
+
+
+class _Page(msgspec.Struct, frozen=True):
+    events: list[Event]
+    salts: list[bytes]
+
+    @property
+    def last(self) -> int:
+        return self.events[-1].seq
+
+
+async def copy(
+    source: LogStore,
+    target: LogStore,
+    progress: Progress | None = None,
+    *,
+    checking: Progress | None = None,
+) -> Copied:
+    """Copy all events, up to the source's head when the last of them is written.
+
+    Args:
+        source: The log; it may grow meanwhile.
+        target: An empty log, or one that an earlier copy of this source left half full.
+        progress: Called with events in the target and events in the source.
+        checking: The same while the target is verified.
+
+    Returns:
+        What was done; the target's head equals the source's there.
+
+    Raises:
+        InputError: The target holds something else (field ``TARGET``); nothing was written.
+        StoreError: An event of the source is damaged (the message names it), the target cannot
+            be written, or is not whole afterwards. What was copied before stays.
+
+    """
+    kept = done = await _begin(source, target)
+    started = time.monotonic()
+    while (end := await source.head()) > done:
+        async with aclosing(_read(source, done, end)) as pages:
+            async for page in pages:
+                await _write(target, page)
+                done = page.last
+                if progress is not None:
+                    progress(done, end)
+    seconds = time.monotonic() - started
+    proof = await head(source, at=done)
+    report = await verify(target, checking, expected=proof)
+    if not report.ok:
+        raise StoreError(
+            f"the copy is not whole: {report.problems[0].message}",
+            hint="verify both logs, then copy into an empty database",
+        )
+    return Copied(done - kept, kept, seconds, proof, report)
+
+
+async def _begin(source: LogStore, target: LogStore) -> int:
+    """Refuse a target that is not a prefix of the source; the position to go on after."""
+    have, there = await target.head(), await source.head()
+    if not have:
+        await target.adopt(source.incarnation)
+        return 0
+    if target.incarnation != source.incarnation:
+        raise InputError(
+            f"it holds another log (incarnation {target.incarnation}, "
+            f"the source has {source.incarnation})",
+            field="TARGET",
+            hint="copy into a new database",
+        )
+    both = min(have, there)
+    if (await head(source, at=both)).root != (await head(target, at=both)).root:
+        raise InputError(
+            f"it differs from the source at event {await _difference(source, target, both)}",
+            field="TARGET",
+            hint="it is no copy of this log, or was written meanwhile: copy into a new database",
+        )
+    if have > there:
+        raise InputError(
+            f"it has {have} events, the source only {there}",
+            field="TARGET",
+            hint="are SOURCE and TARGET the right way round?",
+        )
+    return have
+
+
+async def _difference(source: LogStore, target: LogStore, until: int) -> int:
+    """Seq of the first event whose leaf differs."""
+    for after in range(0, until, PAGE):
+        end = min(after + PAGE, until)
+        left = await source.leaves(after=after, until=end)
+        right = await target.leaves(after=after, until=end)
+        for seq in range(after + 1, end + 1):
+            at = seq - after - 1
+            if left[at : at + 1] != right[at : at + 1]:
+                return seq
+    return until
+
+
+async def _read(source: LogStore, after: int, end: int) -> AsyncGenerator[_Page, None]:
+    """Yield the events of ``after < seq <= end``; reads a page while the last is written."""
+    limit = PAGE // 8  # until it is known how large they are
+    reading = asyncio.create_task(_page(source, after, min(limit, end - after)))
+    try:
+        while True:
+            page = await reading
+            if page.last >= end:
+                break
+            mean = sum(len(event.data) for event in page.events) // len(page.events) + 1
+            limit = max(1, min(PAGE, PAGE_BYTES // mean))
+            reading = asyncio.create_task(_page(source, page.last, min(limit, end - page.last)))
+            yield page
+        yield page
+    finally:
+        reading.cancel()
+        with suppress(asyncio.CancelledError, StoreError):
+            await reading
+
+
+async def _page(source: LogStore, after: int, limit: int) -> _Page:
+    """Read events and check them against their leaves, so that no damage is copied.
+
+    Raises:
+        StoreError: One is missing, unreadable or changed.
+
+    """
+    rows = await source.rows(after=after, limit=limit)
+    if not rows:
+        raise _damaged(after + 1, "is missing")
+    return await asyncio.to_thread(_checked, rows, after)
+
+
+def _checked(rows: list[Row | StoreError], after: int) -> _Page:
+    events: list[Event] = []
+    salts: list[bytes] = []
+    stored: list[bytes] = []
+    for seq, row in enumerate(rows, after + 1):
+        if isinstance(row, StoreError):
+            raise _damaged(seq, f"cannot be read: {row.message}")
+        event, salt, value = row
+        if event.seq != seq:
+            raise _damaged(seq, "is missing")
+        events.append(event)
+        salts.append(salt)
+        stored.append(value)
+    try:
+        computed = leaves(events, salts)
+    except (TypeError, ValueError, OverflowError):  # damage can change a column's very type
+        computed = [_leaf(event, salt) for event, salt in zip(events, salts, strict=True)]
+    if computed != stored:
+        for event, right, value in zip(events, computed, stored, strict=True):
+            if right != value:
+                raise _damaged(event.seq, "was changed after it was written")
+    return _Page(events, salts)
+
+
+def _leaf(event: Event, salt: bytes) -> bytes:
+    try:
+        return leaves([event], [salt])[0]
+    except (TypeError, ValueError, OverflowError):
+        return b""
+
+
+def _damaged(seq: int, what: str) -> StoreError:
+    return StoreError(f"the source is damaged: event {seq} {what}", hint="see: everlog verify")
+
+
+async def _write(target: LogStore, page: _Page) -> None:
+    try:
+        await target.load(page.events, page.salts)
+    except ValueError as error:
+        raise StoreError(f"the target cannot hold the source's events: {error}") from error
+    except StoreError as error:
+        have = await target.head()
+        if have < page.events[0].seq:
+            raise
+        raise StoreError(
+            f"the target was written by somebody else: it has {have} events",
+            hint="stop the servers of the target, and copy into a new database",
+        ) from error
