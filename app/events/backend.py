@@ -76,6 +76,10 @@ class Backend(Reading, Protocol):
         """Highest version of a stream stored."""
         ...
 
+    async def scrub(self) -> bool:
+        """Leave no copy of what was overwritten; False if another process is in the way."""
+        ...
+
     async def changed(self, seconds: float) -> bool:
         """Wait up to ``seconds`` for commits of another process (read-only backends)."""
         ...

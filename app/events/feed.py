@@ -73,6 +73,7 @@ class Feed:
             self.reset(events[0].seq)
         streams, items = self._streams, self._log.items
         touched: set[str] = set()
+        redacted = False
         for event in events:
             items.append(event)
             self._bytes += len(event.data) + OVERHEAD
@@ -81,6 +82,9 @@ class Feed:
                 run = streams[event.stream] = _Run(event.version)
             run.items.append(event)
             touched.add(event.stream)
+            redacted = redacted or event.type == "log.redacted"
+        if redacted:  # what is kept may hold what was erased
+            self.reset(events[-1].seq + 1)
         self._evict()
         self.wake(touched)
 

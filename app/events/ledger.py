@@ -8,12 +8,13 @@ store calls `restore` with what the database really holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import sha256
 from typing import Any
 
 import msgspec
 
-from app.events.catalogue import Payload, RequestAbandoned, RequestClaimed
+from app.events.catalogue import LogRedacted, Payload, RequestAbandoned, RequestClaimed
 from app.events.codec import new
 from app.events.envelope import Event, NewEvent
 from app.events.leaf import draw_salts
@@ -24,6 +25,7 @@ from app.events.store import ANY, Append, Appended, Conflict, Duplicate, Fence, 
 __all__ = [
     "Batch",
     "Claim",
+    "Erasure",
     "Expire",
     "Found",
     "Heartbeat",
@@ -31,8 +33,12 @@ __all__ = [
     "Load",
     "Missing",
     "Op",
+    "Redact",
     "State",
 ]
+
+LOG = "log"
+"""Stream of what the log says of itself."""
 
 #: Most streams whose versions are cached.
 MAX_STREAMS = 65_536
@@ -70,7 +76,29 @@ class Load(msgspec.Struct, frozen=True):
     salts: Sequence[bytes]
 
 
-Op = Append | Claim | Heartbeat | Expire | Load
+class Erasure(msgspec.Struct, frozen=True):
+    """A payload to erase: ``left`` takes its place, ``opening`` (32 bytes) that of its salt."""
+
+    seq: int
+    stream: str
+    version: int
+    left: bytes
+    opening: bytes
+
+
+class Redact(msgspec.Struct, frozen=True):
+    """Erase payloads, and append the record of it to the stream ``log``; gives its outcome.
+
+    ``expected`` has the version of every stream that the erasures are in.
+    """
+
+    erasures: Sequence[Erasure]
+    expected: Mapping[str, int]
+    reason: str
+    actor: str
+
+
+Op = Append | Claim | Heartbeat | Expire | Load | Redact
 
 
 class State(msgspec.Struct):
@@ -113,6 +141,7 @@ class Batch(msgspec.Struct):
     types: list[tuple[int, str]] = msgspec.field(default_factory=list)  # new ones
     requests: dict[str, Request] = msgspec.field(default_factory=dict)
     commands: dict[str, tuple[int, int, int]] = msgspec.field(default_factory=dict)
+    erased: list[tuple[Erasure, int]] = msgspec.field(default_factory=list)  # with stream id
 
     @property
     def empty(self) -> bool:
@@ -176,6 +205,8 @@ class Ledger:
                     for e in op.events
                     if e.type in TRANSITIONS and e.request and e.request not in requests
                 )
+            elif isinstance(op, Redact):
+                missing.streams.update({LOG, *op.expected} - streams.keys())
             else:
                 missing.streams.update(
                     row.stream for row in self._open.values() if row.stream not in streams
@@ -207,6 +238,8 @@ class Ledger:
                 result = self._heartbeat(op, now, batch)
             elif isinstance(op, Expire):
                 result = self._expire(op, now, batch)
+            elif isinstance(op, Redact):
+                result = self._redact(op, now, batch)
             else:
                 result = self._load(op, batch)
             batch.results.append(result)
@@ -299,6 +332,20 @@ class Ledger:
             if changed is not None:
                 self._set(changed, batch)
         return self.head
+
+    def _redact(self, redact: Redact, now: int, batch: Batch) -> Appended | Conflict:
+        for name, version in redact.expected.items():
+            if self._streams[name].version != version:
+                return Conflict(self._streams[name].version)
+        record = LogRedacted(
+            seqs=[erasure.seq for erasure in redact.erasures],
+            left=[sha256(erasure.left).hexdigest() for erasure in redact.erasures],
+            reason=redact.reason,
+        )
+        stream = self._streams[LOG]
+        self._write(LOG, stream, (new(record, actor=redact.actor),), now, batch)
+        batch.erased += [(e, self._streams[e.stream].id) for e in redact.erasures]
+        return Appended(self.head, self.head, stream.version)
 
     # ------------------------------------------------------------------------------- writing
 

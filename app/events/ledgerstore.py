@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -18,10 +18,19 @@ from app.events.backend import Backend
 from app.events.envelope import Event
 from app.events.feed import Feed
 from app.events.ids import uuid7
-from app.events.ledger import Claim, Expire, Heartbeat, Ledger, Load, Op
+from app.events.ledger import Claim, Erasure, Expire, Heartbeat, Ledger, Load, Op, Redact
 from app.events.logstore import LogStore, check
 from app.events.queue import Request
-from app.events.store import Append, Claimed, Fence, Outcome, StoreClosed, StoreError
+from app.events.store import (
+    Append,
+    Appended,
+    Claimed,
+    Conflict,
+    Fence,
+    Outcome,
+    StoreClosed,
+    StoreError,
+)
 from app.events.writer import GroupCommit
 
 __all__ = ["LedgerStore"]
@@ -128,6 +137,22 @@ class LedgerStore(LogStore):
     ) -> list[str]:
         """See `EventStore.expire`."""
         return await self._submit(Expire(worker, reason))  # type: ignore[no-any-return]
+
+    async def redact(
+        self,
+        erasures: Sequence[Erasure],
+        *,
+        expected: Mapping[str, int],
+        reason: str,
+        actor: str = "system",
+    ) -> Appended | Conflict:
+        """See `LogStore.redact`."""
+        return await self._submit(Redact(erasures, expected, reason, actor))  # type: ignore[no-any-return]
+
+    async def scrub(self) -> bool:
+        """See `LogStore.scrub`."""
+        self._refuse_unless_writable()
+        return await self._backend.scrub()
 
     async def beat(self, *, node: str, lease: float) -> frozenset[str]:
         """One process writes; that it can do so is the proof that no other is alive."""

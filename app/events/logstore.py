@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 
 import msgspec
@@ -17,9 +17,20 @@ import msgspec
 from app.events.backend import Reading, Row
 from app.events.envelope import Event
 from app.events.feed import Feed
+from app.events.ledger import Erasure
 from app.events.lifecycle import TRANSITIONS
 from app.events.queue import queued_fields
-from app.events.store import Append, Claimed, Fence, Lease, Outcome, StoreClosed, StoreError
+from app.events.store import (
+    Append,
+    Appended,
+    Claimed,
+    Conflict,
+    Fence,
+    Lease,
+    Outcome,
+    StoreClosed,
+    StoreError,
+)
 
 __all__ = ["PAGE", "LogStore", "check"]
 
@@ -99,6 +110,42 @@ class LogStore(ABC):
     @abstractmethod
     async def leave(self, *, node: str) -> None:
         """See `EventStore.leave`."""
+
+    async def redact(
+        self,
+        erasures: Sequence[Erasure],
+        *,
+        expected: Mapping[str, int],
+        reason: str,
+        actor: str = "system",
+    ) -> Appended | Conflict:
+        """Erase payloads and append ``log.redacted``, in one transaction.
+
+        `app.events.erasure` finds what to erase.
+
+        Args:
+            erasures: What to erase; the events are in the log.
+            expected: Version of every stream they are in.
+            reason: Why, for the record.
+            actor: Who, for the record.
+
+        Returns:
+            Where the record is; or a `Conflict` if one of the streams has moved on.
+
+        Raises:
+            ValueError: An event is no longer where it was.
+
+        """
+        raise StoreError("this kind of log cannot redact")
+
+    async def scrub(self) -> bool:
+        """Leave no copy of what was erased in the log's files.
+
+        Returns:
+            False if another process is in the way; try again when it is gone.
+
+        """
+        return True
 
     # ------------------------------------------------------------------------------ reading
 

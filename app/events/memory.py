@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from app.events.backend import Row
 from app.events.envelope import Event
 from app.events.feed import Feed
 from app.events.ids import uuid7
 from app.events.leaf import leaves
-from app.events.ledger import Batch, Found, Missing, State
+from app.events.ledger import Batch, Erasure, Found, Missing, State
 from app.events.ledgerstore import LedgerStore
 from app.events.lifecycle import TERMINAL
 from app.events.queue import Request, to_lease
@@ -66,6 +68,14 @@ class MemoryBackend:
             self._streams.setdefault(event.stream, []).append(event)
         self._requests |= batch.requests
         self._commands |= batch.commands
+        for erasure, _ in batch.erased:
+            self._erase(erasure)
+
+    def _erase(self, erasure: Erasure) -> None:
+        at, stream = erasure.seq - 1, self._streams[erasure.stream]
+        self.events[at] = msgspec.structs.replace(self.events[at], data=erasure.left)
+        stream[erasure.version - 1] = self.events[at]
+        self._salts[at] = erasure.opening
 
     async def select(
         self, after: int, until: int, stream: str | None, types: Sequence[str] | None, limit: int
@@ -116,6 +126,10 @@ class MemoryBackend:
     async def check(self) -> list[str]:
         """Nothing to complain about."""
         return []
+
+    async def scrub(self) -> bool:
+        """Nothing is kept but what can be read."""
+        return True
 
     async def changed(self, seconds: float) -> bool:
         """No other process can write."""

@@ -145,6 +145,11 @@ class SqliteBackend:
         self.incarnation = incarnation if done else self.incarnation
         return done
 
+    async def scrub(self) -> bool:
+        """Empty the WAL, where pages as they were before lie until then."""
+        self._unsaved = 0
+        return await self._write(_empty_wal)
+
     async def maintain(self) -> None:
         """Checkpoint if it is time: after the callers were answered, before the next batch."""
         if self._unsaved >= CHECKPOINT_BYTES:
@@ -357,6 +362,11 @@ def _fresh_state(conn: sqlite3.Connection) -> State:
 
 def _prune(conn: sqlite3.Connection, before: int) -> None:
     conn.execute(sql.PRUNE_COMMANDS, (before,))
+
+
+def _empty_wal(conn: sqlite3.Connection) -> bool:
+    busy: int = conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+    return not busy
 
 
 def checkpoint(conn: sqlite3.Connection, mode: str) -> None:

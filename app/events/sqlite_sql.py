@@ -29,6 +29,7 @@ PRAGMAS = (
     "PRAGMA fullfsync = ON",  # macOS: fsync alone does not reach the disk
     "PRAGMA wal_autocheckpoint = 0",  # the writer checkpoints between batches
     "PRAGMA temp_store = MEMORY",
+    "PRAGMA secure_delete = ON",  # what is overwritten or deleted leaves no copy in the file
 )
 
 READER_PRAGMAS = ("PRAGMA busy_timeout = 5000", "PRAGMA query_only = ON")
@@ -53,6 +54,8 @@ UPSERT_REQUEST = """
 
 INSERT_COMMAND = "INSERT INTO command (id, seq, version, time) VALUES (?, ?, ?, ?)"
 
+ERASE = "UPDATE event SET data = ?, salt = ? WHERE seq = ? AND stream_id = ? AND version = ?"
+
 PRUNE_COMMANDS = "DELETE FROM command WHERE time < ?"
 
 INSERT_LOG = "INSERT OR IGNORE INTO log (id, incarnation, created) VALUES (1, ?, ?)"
@@ -63,6 +66,8 @@ ADOPT_IF_EMPTY = ADOPT + " WHERE NOT EXISTS (SELECT 1 FROM event)"
 
 #: ``PRAGMA user_version`` of a backup: opened for writing, it begins a new life (incarnation).
 BACKUP = 1
+
+TOTAL_CHANGES = "SELECT total_changes()"
 
 # ------------------------------------------------------------------------- end of the log
 
@@ -152,6 +157,22 @@ def insert_batch(conn: Connection, batch: Batch) -> None:
         conn.executemany(UPSERT_REQUEST, [astuple(r) for r in batch.requests.values()])
     if batch.commands:
         conn.executemany(INSERT_COMMAND, [(id, *row) for id, row in batch.commands.items()])
+    if batch.erased:
+        _erase(conn, batch)
+
+
+def _erase(conn: Connection, batch: Batch) -> None:
+    """Overwrite payloads.
+
+    Raises:
+        ValueError: One of them is no longer where it was.
+
+    """
+    before = conn.execute(TOTAL_CHANGES).fetchone()[0]
+    rows = [(e.left, e.opening, e.seq, stream, e.version) for e, stream in batch.erased]
+    conn.executemany(ERASE, rows)
+    if conn.execute(TOTAL_CHANGES).fetchone()[0] - before != len(rows):
+        raise ValueError("an event to be erased is no longer where it was")
 
 
 def write_batch(conn: Connection, batch: Batch) -> None:
