@@ -8,11 +8,13 @@ import msgspec
 from msgspec import Meta
 
 __all__ = [
+    "ArchiveConfig",
     "ChatConfig",
     "Config",
     "DatabaseConfig",
     "EngineConfig",
     "LogConfig",
+    "ObjectsConfig",
     "ServerConfig",
     "StreamConfig",
 ]
@@ -107,6 +109,43 @@ class LogConfig(_Section, frozen=True, kw_only=True):
     seal_seconds: Annotated[float, _doc("Longest wait before new events are sealed.", gt=0)] = 60.0
 
 
+class ObjectsConfig(_Section, frozen=True, kw_only=True):
+    """Where files and archived events are kept. Credentials come from the usual AWS chain."""
+
+    url: Annotated[
+        str,
+        _doc(
+            "A directory or s3://bucket/prefix; empty: the directory <database>.objects beside a "
+            "database file, else everlog.objects."
+        ),
+    ] = ""
+    endpoint: Annotated[str, _doc("URL of an S3 service that is not AWS.")] = ""
+    region: Annotated[str, _doc("Region of the bucket; empty: as the AWS chain says.")] = ""
+    path_style: Annotated[
+        bool, _doc("Name the bucket in the path, as many services need, not in the host.")
+    ] = False
+    presign_seconds: Annotated[
+        int, _doc("Let browsers fetch files from S3 itself, by URLs valid so long; 0 is off.", ge=0)
+    ] = 0
+
+
+class ArchiveConfig(_Section, frozen=True, kw_only=True):
+    """When `everlog serve` moves old events out of the database, into objects.
+
+    Readers find archived events as before, only slower.
+    """
+
+    after_days: Annotated[
+        float, _doc("Age at which what was streamed is archived; 0 is never.", ge=0)
+    ] = 0.0
+    threads_after_days: Annotated[
+        float, _doc("Age at which whole idle threads are archived; 0 is never.", ge=0)
+    ] = 0.0
+    cache: Annotated[
+        int, _doc("Bytes of archived events kept in memory for reading.", ge=1 << 20)
+    ] = 64 << 20
+
+
 class Config(_Section, frozen=True, kw_only=True):
     """All settings."""
 
@@ -116,3 +155,5 @@ class Config(_Section, frozen=True, kw_only=True):
     stream: StreamConfig = StreamConfig()
     chat: ChatConfig = ChatConfig()
     log: LogConfig = LogConfig()
+    objects: ObjectsConfig = ObjectsConfig()
+    archive: ArchiveConfig = ArchiveConfig()
