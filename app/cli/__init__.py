@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from app.cli import ask, conversations, doctor, log, maintenance, models, serve, settings
+from app.cli import (
+    ask,
+    backup,
+    conversations,
+    copy,
+    doctor,
+    log,
+    maintenance,
+    models,
+    serve,
+    settings,
+)
 from app.cli.root import everlog, main
 
 __all__ = ["everlog", "main"]
 
 # Importing a module of commands registers them.
-_COMMANDS = (serve, ask, conversations, log, maintenance, models, settings, doctor)
+_COMMANDS = (serve, ask, conversations, log, maintenance, copy, backup, models, settings, doctor)

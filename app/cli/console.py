@@ -25,6 +25,7 @@ __all__ = [
     "duration",
     "emit",
     "emit_line",
+    "phases",
     "progress",
     "report",
     "size",
@@ -123,6 +124,27 @@ def progress(title: str, unit: str) -> Iterator[Advance]:
     with rich_progress.Progress(*columns, console=console(stderr=True)) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total or None)
+
+
+@contextlib.contextmanager
+def phases(*titles: tuple[str, str]) -> Iterator[list[Advance]]:
+    """Show `progress` of work in phases, each given by its title and unit, one bar at a time.
+
+    Yields a function of (done, total) for each phase; its bar begins with its first call.
+    """
+    with contextlib.ExitStack() as bars:
+        begun: dict[str, Advance] = {}
+
+        def phase(title: str, unit: str) -> Advance:
+            def advance(done: int, total: int) -> None:
+                if title not in begun:
+                    bars.close()  # the one before is complete
+                    begun[title] = bars.enter_context(progress(title, unit))
+                begun[title](done, total)
+
+            return advance
+
+        yield [phase(title, unit) for title, unit in titles]
 
 
 # ----------------------------------------------------------------------------- quantities

@@ -11,6 +11,7 @@ import click
 from app.cli.console import duration, emit, progress, styled
 from app.cli.options import json_option, with_settings
 from app.cli.root import everlog
+from app.errors import InputError
 from app.settings import Loaded
 
 if TYPE_CHECKING:
@@ -65,15 +66,23 @@ async def _rebuild(loaded: Loaded, names: list[str] | None) -> Rebuilt:
 
 @everlog.command()
 @click.option("--check", is_flag=True, help="Change nothing; the exit code is 1 if any is due.")
+@click.option(
+    "--new-incarnation",
+    "anew",
+    is_flag=True,
+    help="Begin a new life of the log, after a restore from a dump: clients start over.",
+)
 @json_option()
 @with_settings
-def migrate(loaded: Loaded, check: bool, as_json: bool) -> None:
+def migrate(loaded: Loaded, check: bool, anew: bool, as_json: bool) -> None:
     """Bring the database to the form this version needs; `serve` does so by itself."""
     import asyncio
 
     due = [str(migration) for migration in _due(loaded)]
+    if check and anew:
+        raise InputError("cannot be used with --check", field="--new-incarnation")
     if not check:
-        asyncio.run(_open_and_close(loaded))
+        asyncio.run(_open_and_close(loaded, anew=anew))
     if as_json:
         emit({"due" if check else "applied": due})
     elif not due:
@@ -106,12 +115,13 @@ def _due(loaded: Loaded) -> list[Migration]:
             connection.close()
 
 
-async def _open_and_close(loaded: Loaded) -> None:
+async def _open_and_close(loaded: Loaded, *, anew: bool) -> None:
     from app.events.open import open_store
 
     database = loaded.config.database
-    async with open_store(database.url, synchronous=database.synchronous):
-        pass
+    async with open_store(database.url, synchronous=database.synchronous) as store:
+        if anew:
+            await store.adopt()
 
 
 # ------------------------------------------------------------------------- export, import

@@ -7,7 +7,7 @@ below ``n``. An entry here is an event's leaf hash (`app.events.leaf`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 
 __all__ = ["EMPTY", "GENESIS", "Merkle", "chain", "merkle_root"]
@@ -22,37 +22,39 @@ GENESIS = bytes(32)
 class Merkle:
     """A tree that grows entry by entry and keeps only the roots of its full subtrees."""
 
-    __slots__ = ("_size", "_stack")
+    __slots__ = ("_full",)
 
     def __init__(self) -> None:
-        self._size = 0
-        self._stack: list[bytes] = []
+        self._full: list[bytes | None] = []  # at i: root of the full subtree of 2**i entries
 
-    def add(self, entry: bytes) -> None:
-        """Append an entry: amortised one node, O(log n) memory."""
-        node = sha256(b"\0" + entry).digest()
-        size = self._size
-        while size & 1:  # as many trailing ones, as many equal-sized neighbours to join
-            node = sha256(b"\1" + self._stack.pop() + node).digest()
-            size >>= 1
-        self._stack.append(node)
-        self._size += 1
+    def extend(self, entries: Sequence[bytes]) -> None:
+        """Append entries: one node each, level by level; O(log n) memory is kept."""
+        nodes = [sha256(b"\0" + entry).digest() for entry in entries]
+        level = 0
+        while nodes:
+            if level == len(self._full):
+                self._full.append(None)
+            left = self._full[level]
+            if left is not None:
+                nodes.insert(0, left)
+            self._full[level] = nodes.pop() if len(nodes) & 1 else None
+            pairs = zip(nodes[::2], nodes[1::2], strict=True)
+            nodes = [sha256(b"\1" + left + right).digest() for left, right in pairs]
+            level += 1
 
     def root(self) -> bytes:
         """Root over the entries so far (32 bytes)."""
-        if not self._stack:
-            return EMPTY
-        node = self._stack[-1]
-        for left in reversed(self._stack[:-1]):
-            node = sha256(b"\1" + left + node).digest()
-        return node
+        root: bytes | None = None
+        for left in self._full:
+            if left is not None:
+                root = left if root is None else sha256(b"\1" + left + root).digest()
+        return EMPTY if root is None else root
 
 
 def merkle_root(entries: Iterable[bytes]) -> bytes:
     """Root over entries (32 bytes)."""
     tree = Merkle()
-    for entry in entries:
-        tree.add(entry)
+    tree.extend(list(entries))
     return tree.root()
 
 

@@ -134,8 +134,7 @@ async def _worth_sealing(store: LogStore, sealed: Sealed, last: int) -> bool:
 async def _tree(store: LogStore, after: int, until: int) -> bytes:
     tree = Merkle()
     async for page in _leaf_pages(store, after, until):
-        for leaf in page:
-            tree.add(leaf)
+        tree.extend(page)
     return tree.root()
 
 

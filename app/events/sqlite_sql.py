@@ -244,14 +244,21 @@ def select_leases(conn: Connection, stream: str | None, open_only: bool) -> list
 
 def select_rows(conn: sqlite3.Connection, after: int, limit: int) -> list[Row | StoreError]:
     """Rows as stored, with salt and leaf; a `StoreError` in place of each unreadable one."""
-    conn.text_factory = _decode  # broken UTF-8 must not hide the rest of the page
     try:
-        found = conn.execute(SELECT_ROWS, (after, limit)).fetchall()
-        return [(_event(row), row[11], row[12]) for row in found]
+        return _select_rows(conn, after, limit)
+    except sqlite3.DatabaseError:
+        conn.text_factory = _decode  # broken UTF-8 must not hide the rest of the page
+    try:
+        return _select_rows(conn, after, limit)
     except sqlite3.DatabaseError:
         return [_select_row(conn, seq) for seq in range(after + 1, after + 1 + limit)]
     finally:
         conn.text_factory = str
+
+
+def _select_rows(conn: sqlite3.Connection, after: int, limit: int) -> list[Row | StoreError]:
+    found = conn.execute(SELECT_ROWS, (after, limit)).fetchall()
+    return [(_event(row), row[11], row[12]) for row in found]
 
 
 def _select_row(conn: sqlite3.Connection, seq: int) -> Row | StoreError:

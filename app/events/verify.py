@@ -2,19 +2,24 @@
 
 Three layers: every row carries its own leaf hash (finds the very event that was changed), seals
 prove the leaves (finds ranges whose leaves were recomputed), and a head saved elsewhere proves the
-seals and the end of the log.
+seals and the end of the log. What is left of a redacted event is proven by the record of it
+(``log.redacted``), an event like any other.
+
+Pages of sound rows are checked in bulk; one with anything odd in it is gone through row by row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from hashlib import sha256
 
 import msgspec
 
 from app.events.backend import Row
-from app.events.codec import PayloadError
+from app.events.catalogue import LogRedacted
+from app.events.codec import PayloadError, decode
 from app.events.envelope import Event
-from app.events.leaf import leaf
+from app.events.leaf import DIGEST, leaf, leaves
 from app.events.logstore import LogStore
 from app.events.merkle import GENESIS, Merkle, chain
 from app.events.seal import SEAL_STREAM, Head, head, read_seal
@@ -29,7 +34,8 @@ MAX_PROBLEMS = 100
 class Problem(msgspec.Struct, frozen=True):
     """Something wrong at ``seq`` (None: with the log as a whole).
 
-    ``kind`` is ``changed``, ``missing``, ``unreadable``, ``seal``, ``head`` or ``storage``.
+    ``kind`` is ``changed``, ``missing``, ``unreadable``, ``redaction``, ``seal``, ``head`` or
+    ``storage``.
     """
 
     seq: int | None
@@ -43,6 +49,7 @@ class Report(msgspec.Struct):
     events: int = 0
     seals: int = 0
     sealed: int = 0
+    redacted: int = 0
     head: Head | None = None
     found: int = 0
     problems: list[Problem] = msgspec.field(default_factory=list)
@@ -76,7 +83,7 @@ async def verify(
 ) -> Report:
     """Check every event, every seal, and a saved head.
 
-    Reads the log once, in pages; memory grows only with the number of seals.
+    Reads the log once, in pages; memory grows only with the number of seals and redactions.
 
     Args:
         store: The log, also one opened for reading only.
@@ -93,7 +100,8 @@ async def verify(
     checks = [_Check(span) for span in ranges]
     if saved is not None:
         checks.append(saved)
-    await _walk(store, total, checks, report, progress)
+    records = await _records(store, report)
+    await _walk(store, total, _Walker(checks, records, report), progress)
     for check in checks:
         check.finish(report)
     try:
@@ -198,55 +206,122 @@ def _expect(
     return _HeadCheck(_Range(0, last + 1, expected.seq), root, expected)
 
 
+async def _records(store: LogStore, report: Report) -> dict[int, bytes]:
+    """Redacted events: SHA-256 of what the latest record says is left of each."""
+    found: dict[int, bytes] = {}
+    try:
+        async for event in store.read(stream=SEAL_STREAM, types=("log.redacted",)):
+            try:
+                record = decode(event)
+                assert isinstance(record, LogRedacted)
+                found |= zip(record.seqs, map(bytes.fromhex, record.left), strict=True)
+            except (PayloadError, ValueError, AssertionError):
+                report.add(event.seq, "redaction", f"the record at seq {event.seq} is unreadable")
+    except StoreError as error:
+        report.add(None, "storage", f"redactions cannot be read: {error.message}")
+    return found
+
+
 async def _walk(
     store: LogStore,
     total: int,
-    checks: list[_Check],
-    report: Report,
+    walker: _Walker,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Read all rows in order and feed their leaves to the trees that need them."""
-    seq = 0
-    waiting = sorted(checks, key=lambda check: check.first, reverse=True)
-    active: list[_Check] = []
-    while seq < total:
-        rows = await store.rows(after=seq, limit=min(PAGE, total - seq))
+    """Read all rows in order."""
+    while walker.seq < total:
+        rows = await store.rows(after=walker.seq, limit=min(PAGE, total - walker.seq))
         if not rows:
-            report.add(seq + 1, "missing", f"events {seq + 1}..{total} are missing")
+            first = walker.seq + 1
+            walker.report.add(first, "missing", f"events {first}..{total} are missing")
             return
-        for row in rows:
-            seq, value = _check_row(row, seq, report)
-            while waiting and waiting[-1].first <= seq:
-                active.append(waiting.pop())
-            done = False
-            for check in active:
-                if seq <= check.last:
-                    check.tree.add(value)
-                done = done or seq >= check.last
-            if done:
-                active = [check for check in active if seq < check.last]
+        if not walker.take_page(rows):
+            for row in rows:
+                walker.take_row(row)
         if progress is not None:
-            progress(min(seq, total), total)
+            progress(min(walker.seq, total), total)
 
 
-def _check_row(row: Row | StoreError, before: int, report: Report) -> tuple[int, bytes]:
-    """Check one row against its leaf; returns its seq and its leaf as recomputed."""
-    if isinstance(row, StoreError):
-        report.add(before + 1, "unreadable", f"event {before + 1} cannot be read: {row.message}")
-        return before + 1, b""
-    event, salt, stored = row
-    if event.seq != before + 1:
-        gap = f"{before + 1}..{event.seq - 1}" if event.seq > before + 2 else f"{before + 1}"
-        report.add(before + 1, "missing", f"event {gap} is missing")
-    report.events += 1
-    value = _leaf(event, salt)
-    if value != stored:
-        report.add(event.seq, "changed", f"event {event.seq} was changed after it was written")
-    return event.seq, value or b""
+class _Walker:
+    """Checks rows in order, and feeds their leaves to the trees that need them."""
+
+    def __init__(self, checks: list[_Check], records: dict[int, bytes], report: Report) -> None:
+        self.seq = 0
+        self.report = report
+        self._waiting = sorted(checks, key=lambda check: check.first, reverse=True)
+        self._active: list[_Check] = []
+        self._records = records
+
+    def take_page(self, rows: Sequence[Row | StoreError]) -> bool:
+        """Take a whole page if every row is sound; else nothing, and return False."""
+        seq = self.seq
+        events, openings, stored = [], [], []
+        for row in rows:
+            if isinstance(row, StoreError):
+                return False
+            events.append(row[0])
+            openings.append(row[1])
+            stored.append(row[2])
+        if events[0].seq != seq + 1 or events[-1].seq != seq + len(rows):
+            return False
+        try:
+            if leaves(events, openings) != stored:
+                return False
+        except (TypeError, ValueError, OverflowError):
+            return False
+        for event, opening in zip(events, openings, strict=True):
+            if len(opening) == DIGEST or event.seq in self._records:
+                self._check_redaction(event, opening)
+        self.report.events += len(rows)
+        self._advance(stored)
+        return True
+
+    def take_row(self, row: Row | StoreError) -> None:
+        """Take one row, and say what is wrong with it."""
+        report, due = self.report, self.seq + 1
+        if isinstance(row, StoreError):
+            report.add(due, "unreadable", f"event {due} cannot be read: {row.message}")
+            self._advance([b""])
+            return
+        event, opening, stored = row
+        if event.seq != due:
+            gap = f"{due}..{event.seq - 1}" if event.seq > due + 1 else f"{due}"
+            report.add(due, "missing", f"event {gap} is missing")
+            self.seq = event.seq - 1
+        report.events += 1
+        value = _leaf(event, opening)
+        if value != stored:
+            report.add(event.seq, "changed", f"event {event.seq} was changed after it was written")
+        elif len(opening) == DIGEST or event.seq in self._records:
+            self._check_redaction(event, opening)
+        self._advance([value or b""])
+
+    def _advance(self, values: list[bytes]) -> None:
+        """Move on by rows with these leaves."""
+        first, self.seq = self.seq + 1, self.seq + len(values)
+        while self._waiting and self._waiting[-1].first <= self.seq:
+            self._active.append(self._waiting.pop())
+        for check in self._active:
+            check.tree.extend(values[max(check.first - first, 0) : check.last - first + 1])
+        self._active = [check for check in self._active if check.last > self.seq]
+
+    def _check_redaction(self, event: Event, opening: bytes) -> None:
+        """Compare an erased event, or one that should be, with the record of it."""
+        left, seq = self._records.get(event.seq), event.seq
+        if len(opening) != DIGEST:
+            message = f"event {seq} was redacted by the record of it, yet its payload is there"
+        elif left is None:
+            message = f"event {seq} was erased without a record"
+        elif sha256(event.data).digest() != left:
+            message = f"event {seq} was changed after it was redacted"
+        else:
+            self.report.redacted += 1
+            return
+        self.report.add(seq, "redaction", message)
 
 
-def _leaf(event: Event, salt: bytes) -> bytes | None:
+def _leaf(event: Event, opening: bytes) -> bytes | None:
     try:
-        return leaf(msgspec.structs.astuple(event)[:-1], salt, event.data)
+        return leaf(msgspec.structs.astuple(event)[:-1], opening, event.data)
     except (TypeError, ValueError, OverflowError):  # damage can change a column's very type
         return None

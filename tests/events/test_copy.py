@@ -159,6 +159,7 @@ async def test_random_logs_interrupted_at_random_points(
                     interrupt(target, after, how)
                     with suppress(Interrupted, asyncio.CancelledError):
                         await asyncio.create_task(copy(source, target))
+                async with opened("sqlite", Path(folder)) as target:
                     report = await verify(target)  # a whole log at any time
                     assert report.ok, report.problems
                 await fill(source, seed + number + 1, 5)
