@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from app.chat.errors import RunStopped
 from app.config import StreamConfig
@@ -26,7 +26,8 @@ from app.events.catalogue import (
 )
 from app.events.codec import new
 from app.events.envelope import NewEvent
-from app.events.store import Append, Appended, EventStore
+from app.events.presence import Presence
+from app.events.store import ANY, Append, Appended, Conflict, EventStore
 
 __all__ = ["MAX_UNFLUSHED", "Build", "Emitter", "Pieces"]
 
@@ -74,11 +75,19 @@ class Emitter:
         actor: ``handler:<hook>``, stands in every event.
         run: Id of the run, stands in every event.
         config: How text is coalesced.
+        presence: Nothing is written while this process may be taken for gone.
 
     """
 
     def __init__(
-        self, store: EventStore, stream: str, *, actor: str, run: str, config: StreamConfig
+        self,
+        store: EventStore,
+        stream: str,
+        *,
+        actor: str,
+        run: str,
+        config: StreamConfig,
+        presence: Presence | None = None,
     ) -> None:
         self.stream = stream
         self.writing = asyncio.Lock()  # held while an append of this run is under way
@@ -87,6 +96,7 @@ class Emitter:
         self._store = store
         self._actor = actor
         self._run = run
+        self._presence = presence
         self._floor = config.floor_ms / 1000
         self._most = config.max_tokens
         self._items: list[_Item | Pieces | NewEvent] = []
@@ -175,19 +185,25 @@ class Emitter:
         ]
         self._fail(self.error)
 
-    async def finish(self, *events: NewEvent) -> None:
+    def forget(self) -> None:
+        """Drop what is not written: somebody else has the run."""
+        self._items.clear()
+
+    async def finish(self, *events: NewEvent, expected: int = ANY) -> bool:
         """Write ``events`` behind everything, then close. Works after `stop` as well.
+
+        Returns False if the stream is not at version ``expected``: nothing was written, and it can
+        be called again; also after an error.
 
         Raises:
             EverlogError, StoreClosed: The log did not take them.
 
         """
-        self._items.extend(events)
         if self.error is not None and not isinstance(self.error, RunStopped):
-            self._items = list(events)  # the pipe broke: only how the run ended can be told
+            self._items = []  # the pipe broke: only how the run ended can be told
         self._closed = True
         async with self.writing:
-            await self._append()
+            return await self._append(events, expected)
 
     def close(self) -> None:
         """End `pump`; nothing can be written any more."""
@@ -238,17 +254,21 @@ class Emitter:
         self._timer = None
         self._go.set()
 
-    async def _append(self) -> None:
+    async def _append(self, last: Sequence[NewEvent] = (), expected: int = ANY) -> bool:
+        if self._presence is not None and not self._presence.certain:
+            await self._presence.sure()
         items, self._items = self._items, []
         waiters, self._waiters = self._waiters, []
+        events: list[NewEvent] = []
         try:
-            if items:
-                append = Append(stream=self.stream, events=self._events(items))
-                outcome = await self._store.append(append)
-                if not isinstance(outcome, Appended):
-                    raise EverlogError(f"the log refused the run's events: {outcome}")
-                self.version = outcome.version
+            events = self._events(items)
+            if not await self._write([*events, *last], expected):
+                self._items = [*events, *self._items]
+                self._waiters = waiters + self._waiters
+                return False
         except BaseException as error:
+            if self._closed:
+                self._items = [*events, *self._items]  # `finish` may be called again
             self._waiters = waiters + self._waiters
             self._fail(error)
             raise
@@ -256,8 +276,21 @@ class Emitter:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(self.version)
+        return True
 
-    def _events(self, items: list[_Item | Pieces | NewEvent]) -> list[NewEvent]:
+    async def _write(self, events: list[NewEvent], expected: int) -> bool:
+        if not events:
+            return True
+        append = Append(stream=self.stream, events=events, expected=expected)
+        outcome = await self._store.append(append)
+        if isinstance(outcome, Conflict):
+            return False
+        if not isinstance(outcome, Appended):
+            raise EverlogError(f"the log refused the run's events: {outcome}")
+        self.version = outcome.version
+        return True
+
+    def _events(self, items: Sequence[_Item | Pieces | NewEvent]) -> list[NewEvent]:
         events: list[NewEvent] = []
         for item in items:
             if isinstance(item, NewEvent):

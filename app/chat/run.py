@@ -26,7 +26,8 @@ from app.events.catalogue import (
 from app.events.codec import new
 from app.events.envelope import NewEvent, thread_stream
 from app.events.ids import uuid7
-from app.events.store import Append, EventStore
+from app.events.presence import Presence
+from app.events.store import ANY, EventStore, StoreError
 from app.projections.state import MessageState, ThreadState
 
 __all__ = ["Job", "Run", "Shared", "card"]
@@ -39,24 +40,43 @@ GRACE = 5.0
 #: Sync handlers and steps that run at the same time.
 MAX_THREADS = 256
 
-Ending = Literal["stopped", "interrupted"]
+Ending = Literal["stopped", "interrupted", "lost"]
+"""``lost``: another process has taken the run over, or ended it."""
 
 
 class Shared:
     """What all runs of a runtime share."""
 
     def __init__(
-        self, store: EventStore, app: ChatApp, node: str, stream: StreamConfig, chat: ChatConfig
+        self,
+        store: EventStore,
+        app: ChatApp,
+        presence: Presence,
+        stream: StreamConfig,
+        chat: ChatConfig,
     ) -> None:
         self.store = store
         self.app = app
-        self.node = node
+        self.node = presence.name
+        self.presence = presence
         self.stream = stream
         self.chat = chat
         self.active: dict[str, Run] = {}
-        self.draining = False
+        self.ours: set[str] = set()  # runs begun here, or about to be
+        self.drained = asyncio.Event()
         self.threads = asyncio.Semaphore(MAX_THREADS)
         self.tasks: asyncio.TaskGroup | None = None
+
+    @property
+    def draining(self) -> bool:
+        """Whether no more runs are begun."""
+        return self.drained.is_set()
+
+    def left_behind(self, run: str, node: str) -> bool:
+        """Whether an unfinished run of ``node`` has nobody who makes it."""
+        if node == self.node:
+            return run not in self.ours
+        return self.presence.gone(node)
 
     def spawn(self, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
         """Start a task that lives no longer than the runtime."""
@@ -121,6 +141,7 @@ class Run:
             actor=f"handler:{job.hook}",
             run=job.run,
             config=shared.stream,
+            presence=shared.presence,
         )
         self._shared = shared
         self._thread = thread
@@ -128,12 +149,15 @@ class Run:
         self._task: asyncio.Task[None] | None = None
         self._cut = asyncio.Event()
         self._error: BaseException | None = None
+        self._last: list[NewEvent] | None = None
 
     def cut(self, ending: Ending) -> None:
         """Cancel the handler; from now on it can write nothing."""
         if self.ending is None:
             self.ending = ending
             self.emitter.stop()
+            if ending == "lost":
+                self.emitter.forget()
             self._cut.set()
             if self._task is not None:
                 self._task.cancel()
@@ -171,20 +195,35 @@ class Run:
             if late:
                 log.warning("run %s does not end after it was cancelled; left alone", self.id)
 
-    async def end(self, *following: NewEvent) -> None:
-        """Write how it ended, in one append with what follows it in the thread."""
+    async def end(self, *following: NewEvent, expected: int = ANY) -> bool:
+        """Write how it ended, in one append with what follows it in the thread.
+
+        Returns False if the thread is not at version ``expected``: nothing was written.
+
+        Raises:
+            StoreError: The log does not take it; call it again later.
+
+        """
+        if self._last is None:
+            self._last = self._last_events()
+        last = self._last if self.ending in (None, "interrupted") else []
         try:
-            await self.emitter.finish(*self._last_events(), *following)
+            done = await self.emitter.finish(*last, *following, expected=expected)
+        except StoreError:
+            raise
         except Exception as error:
             log.exception("the end of run %s could not be written", self.id)
-            if self.ending is None:
-                failed = RunFailed(run=self.id, error=describe(error))
-                await self._append(self._event(failed), *following)
-        finally:
-            self.emitter.close()
+            self.emitter.forget()
+            self._last = [self._event(RunFailed(run=self.id, error=describe(error)))]
+            last = self._last if self.ending is None else []
+            done = await self.emitter.finish(*last, *following, expected=expected)
+        if not done:
+            return False
+        self.emitter.close()
         if self.ending is None and self._context is not None:
             for generation in self._context.generations:
                 await generation.cancel()
+        return True
 
     # ------------------------------------------------------------------------- internal
 
@@ -205,8 +244,8 @@ class Run:
             self._error = error
 
     def _last_events(self) -> list[NewEvent]:
-        if self.ending == "stopped":
-            return []  # run.stopped is in the log already
+        if self.ending in ("stopped", "lost"):
+            return []  # its end is in the log already, or another's to write
         if self.ending == "interrupted":
             if self.resumable:
                 return []  # left open: the next process takes it over
@@ -234,9 +273,6 @@ class Run:
 
     def _event(self, payload: Payload) -> NewEvent:
         return new(payload, actor=f"handler:{self.hook}", run=self.id)
-
-    async def _append(self, *events: NewEvent) -> None:
-        await self._shared.store.append(Append(stream=self.emitter.stream, events=events))
 
 
 def card(error: BaseException) -> str:

@@ -29,10 +29,13 @@ from app.chat.recovery import unfinished_threads
 from app.chat.run import GRACE, Shared
 from app.chat.thread import ThreadRuns
 from app.config import ChatConfig, StreamConfig
-from app.errors import InputError
-from app.events.catalogue import MessageFeedback, ThreadDeleted, ThreadRenamed
-from app.events.codec import new
-from app.events.store import EventStore
+from app.errors import EverlogError, InputError
+from app.events.catalogue import MessageFeedback, RunResumed, ThreadDeleted, ThreadRenamed
+from app.events.codec import decode, new
+from app.events.envelope import Event
+from app.events.follow import following
+from app.events.presence import Presence
+from app.events.store import EventStore, StoreClosed
 from app.projections.views import Views
 
 __all__ = ["CHAT_END_SECONDS", "Runtime"]
@@ -53,7 +56,8 @@ class Runtime:
     Args:
         store: The log.
         app: The author's hooks; `reload` replaces them.
-        node: Name of this process, the same after a restart: runs it left open are found by it.
+        node: Name of this process, the same after a restart and nobody else's.
+        presence: How others know that it is alive; by default under the name ``node``.
         views: Read models, to find unfinished runs without reading the log; None reads it.
         stream: How streamed text is batched into events.
         chat: Defaults of ``llm``.
@@ -66,7 +70,8 @@ class Runtime:
         store: EventStore,
         app: ChatApp,
         *,
-        node: str,
+        node: str = "node",
+        presence: Presence | None = None,
         views: Views | None = None,
         stream: StreamConfig | None = None,
         chat: ChatConfig | None = None,
@@ -75,7 +80,10 @@ class Runtime:
         self._store = store
         self._views = views
         self._chat_end_seconds = chat_end_seconds
-        self._shared = Shared(store, app, node, stream or StreamConfig(), chat or ChatConfig())
+        self.presence = presence or Presence(store, node)
+        self._shared = Shared(
+            store, app, self.presence, stream or StreamConfig(), chat or ChatConfig()
+        )
         self._threads: dict[str, ThreadRuns] = {}
         self._crowded = MAX_IDLE
         self._recovered = asyncio.Event()
@@ -102,20 +110,26 @@ class Runtime:
             ready: Called once, when commands are taken.
             task_status: The same for `anyio.abc.TaskGroup.start`.
 
-        Cancelled without `drain`, it leaves runs open in the log, as a crash does; the next start
-        of this node ends or resumes them.
+        Cancelled without `drain`, it leaves runs open in the log, as a crash does: the next start
+        of this node, or another node, ends or resumes them.
+
+        Raises:
+            StartupError: Another process that is alive has this name.
+
         """
         head = await self._store.head()
+        await self.presence.enter()
         async with asyncio.TaskGroup() as tasks:
             self._shared.tasks = tasks
             try:
-                for thread in await unfinished_threads(self._store, self._views, self._shared.node):
-                    await self._thread(thread).recover()
+                tasks.create_task(self.presence.run(self._regained))
+                await self._sweep()
                 self._recovered.set()
                 if ready is not None:
                     ready()
                 task_status.started()
-                await self._follow_stops(head)
+                tasks.create_task(self._keep_sweeping())
+                await self._follow_ends(head)
             finally:
                 self._shared.tasks = None
                 for runs in self._threads.values():
@@ -128,9 +142,10 @@ class Runtime:
     async def drain(self, seconds: float = 10.0) -> None:
         """Refuse commands, give handlers until the deadline, then end them as interrupted.
 
-        Resumable runs are cut at once and left open: the next process takes them over.
+        Resumable runs are cut at once and left open: another process, or the next one, takes them
+        over.
         """
-        self._shared.draining = True
+        self._shared.drained.set()
         resumable = [run for run in self._shared.active.values() if run.resumable]
         for run in resumable:
             await run.interrupt()
@@ -138,6 +153,7 @@ class Runtime:
         for run in list(self._shared.active.values()):
             await run.interrupt()
         await self._settled(GRACE + 1)
+        await self.presence.leave()
 
     # ------------------------------------------------------------------------- commands
 
@@ -241,6 +257,7 @@ class Runtime:
     async def _accept(self, command: Command) -> ThreadRuns:
         command.check()
         await self._recovered.wait()  # or recovery would take a new run for an abandoned one
+        await self.presence.sure()
         if self._shared.draining or self._shared.tasks is None:
             raise Refused("draining", "the server is shutting down", hint="Send it again soon.")
         return self._thread(command.thread)
@@ -269,13 +286,40 @@ class Runtime:
             runs.call("on_chat_end")
         runs.opened = False
 
-    async def _follow_stops(self, head: int) -> None:
-        """Cancel handlers whose run was stopped, whichever process took the command."""
-        async for events in self._store.follow(after=head, types=("run.stopped",)):
+    async def _sweep(self) -> None:
+        """Recover the threads whose runs have nobody who makes them."""
+        left_behind = self._shared.left_behind
+        for thread in await unfinished_threads(self._store, self._views, left_behind):
+            await self._thread(thread).recover()
+
+    async def _keep_sweeping(self) -> None:
+        """Sweep after every beat: one of those that are alive takes over from who is gone."""
+        while not self._shared.draining:
+            await self.presence.beat()
+            try:
+                await self._sweep()
+            except StoreClosed:
+                raise
+            except EverlogError as error:
+                log.warning("cannot look for runs of nodes that are gone: %s", error)
+
+    async def _regained(self) -> None:
+        """This process was away for longer than its lease: cut what others have taken over."""
+        for runs in list(self._threads.values()):
+            await runs.verify()
+
+    async def _follow_ends(self, head: int) -> None:
+        """Cut runs that were stopped, whichever process took the command, or taken over."""
+        types = ("run.stopped", "run.interrupted", "run.resumed")
+        async for events in following(self._store, after=head, types=types):
             for event in events:
                 run = self._shared.active.get(event.run or "")
-                if run is not None:
+                if run is None:
+                    continue
+                if event.type == "run.stopped":
                     run.cut("stopped")
+                elif event.type == "run.interrupted" or _taker(event) != self._shared.node:
+                    run.cut("lost")
 
     async def _settled(self, seconds: float) -> None:
         workers = [runs.worker for runs in self._threads.values() if runs.worker is not None]
@@ -289,3 +333,8 @@ def _cancel_timer(runs: ThreadRuns) -> None:
     if runs.timer is not None:
         runs.timer.cancel()
         runs.timer = None
+
+
+def _taker(event: Event) -> str | None:
+    payload = decode(event)
+    return payload.node if isinstance(payload, RunResumed) else None

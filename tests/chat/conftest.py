@@ -19,6 +19,7 @@ from app.events.codec import decode
 from app.events.envelope import Event, thread_stream
 from app.events.ids import uuid7
 from app.events.open import open_store
+from app.events.presence import LEASE, Presence
 from app.events.store import EventStore
 from app.projections.state import ThreadState, load
 
@@ -86,11 +87,18 @@ class Chat:
 
 @contextlib.asynccontextmanager
 async def serving(
-    store: EventStore, app: ChatApp, *, node: str = "test", **options: Any
+    store: EventStore,
+    app: ChatApp,
+    *,
+    node: str = "test",
+    lease: float = LEASE,
+    **options: Any,
 ) -> AsyncIterator[Chat]:
     """A runtime that is cancelled at the end, without a drain: as good as a crash."""
     options = {"stream": StreamConfig(), "chat": ChatConfig(), **options}
-    runtime = Runtime(store, app, node=node, **options)
+    # Like a port: who serves under this name knows that nobody else does.
+    options.setdefault("presence", Presence(store, node, place=node, lease=lease))
+    runtime = Runtime(store, app, **options)
     ready = asyncio.Event()
     task = asyncio.create_task(runtime.run(ready=ready.set))
     waiting = asyncio.create_task(ready.wait())
