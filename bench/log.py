@@ -17,7 +17,8 @@ from app.events import sqlite_sql as sql
 from app.events.codec import new
 from app.events.envelope import thread_stream
 from app.events.ids import uuid7
-from app.events.migrate import apply, migrations
+from app.events.migrate import apply
+from app.events.migration import migrations
 from app.events.sqlite import SqliteStore
 from app.events.store import Append, Appended
 from bench.report import Goal, Report, percentile

@@ -15,7 +15,7 @@ from app.errors import InputError
 from app.settings import Loaded
 
 if TYPE_CHECKING:
-    from app.events.migrate import Migration
+    from app.events.migration import Migration
     from app.projections.rebuild import Rebuilt
 
 
@@ -96,7 +96,8 @@ def migrate(loaded: Loaded, check: bool, anew: bool, as_json: bool) -> None:
 
 
 def _due(loaded: Loaded) -> list[Migration]:
-    from app.events.migrate import migrations, outstanding
+    from app.events.migrate import outstanding
+    from app.events.migration import migrations
     from app.events.open import database_path
 
     path, known = database_path(loaded.config.database.url), migrations("sqlite")

@@ -9,26 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 from app.events.absent import Absent
 from app.events.backend import Backend
-from app.events.envelope import Event
 from app.events.feed import Feed
 from app.events.ids import uuid7
-from app.events.ledger import Claim, Erasure, Expire, Heartbeat, Ledger, Load, Op, Redact
-from app.events.logstore import LogStore, check
-from app.events.queue import Request
+from app.events.ledger import Ledger, Load, Op
+from app.events.logstore import LogStore
 from app.events.store import (
-    Append,
-    Appended,
-    Claimed,
-    Conflict,
-    Fence,
-    Outcome,
-    StoreClosed,
     StoreError,
 )
 from app.events.writer import GroupCommit
@@ -51,15 +41,16 @@ class LedgerStore(LogStore):
         feed: Feed | None = None,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
-        super().__init__(backend, feed)
+        writer = GroupCommit(self._commit, between=backend.maintain, idle=self._tidy)
+        super().__init__(backend, feed, writer, writable=backend.writable)
         self._backend = backend
         self._clock = clock
         self._ledger = Ledger()
         self._absent = Absent()
-        self._writer = GroupCommit(self._commit, between=backend.maintain, idle=self._tidy)
         self._poller: asyncio.Task[None] | None = None
         self._poll_bell = asyncio.Event()
         self._stale = False
+        self._nodes: dict[str, int] = {}  # who beats: until when (ns)
         self.incarnation = backend.incarnation
 
     async def start(self) -> None:
@@ -86,30 +77,6 @@ class LedgerStore(LogStore):
 
     # ------------------------------------------------------------------------------ writing
 
-    async def append(self, append: Append) -> Outcome:
-        """See `EventStore.append`."""
-        check(append)
-        self._refuse_unless_writable()
-        return await self._writer.submit(append)  # type: ignore[no-any-return]
-
-    async def append_many(self, appends: Sequence[Append]) -> list[Outcome]:
-        """See `EventStore.append_many`."""
-        for append in appends:
-            check(append)
-        self._refuse_unless_writable()
-        return await self._writer.submit_many(appends)
-
-    async def load(self, events: Sequence[Event], salts: Sequence[bytes]) -> int:
-        """Write events as they are, positions and salts included; returns the new head.
-
-        For import: with the same salts the seals of the old log hold in the new one.
-
-        Raises:
-            StoreError: They do not follow the log without a gap.
-
-        """
-        return await self._submit(Load(events, salts))  # type: ignore[no-any-return]
-
     async def adopt(self, incarnation: str | None = None) -> str:
         """See `LogStore.adopt`."""
         self._refuse_unless_writable()
@@ -119,58 +86,22 @@ class LedgerStore(LogStore):
         self.incarnation = new
         return new
 
-    async def claim(
-        self, *, worker: str, limit: int, lease: float, models: Sequence[str] | None = None
-    ) -> list[Claimed]:
-        """See `EventStore.claim`."""
-        rows: list[Request] = await self._submit(Claim(worker, limit, lease, models))
-        return [
-            Claimed(row.id, row.stream, row.epoch, await self._event_at(row.queued)) for row in rows
-        ]
-
-    async def heartbeat(self, *, worker: str, lease: float) -> list[Fence]:
-        """See `EventStore.heartbeat`."""
-        return await self._submit(Heartbeat(worker, lease))  # type: ignore[no-any-return]
-
-    async def expire(
-        self, *, worker: str | None = None, reason: str = "lease expired"
-    ) -> list[str]:
-        """See `EventStore.expire`."""
-        return await self._submit(Expire(worker, reason))  # type: ignore[no-any-return]
-
-    async def redact(
-        self,
-        erasures: Sequence[Erasure],
-        *,
-        expected: Mapping[str, int],
-        reason: str,
-        actor: str = "system",
-    ) -> Appended | Conflict:
-        """See `LogStore.redact`."""
-        return await self._submit(Redact(erasures, expected, reason, actor))  # type: ignore[no-any-return]
-
     async def scrub(self) -> bool:
         """See `LogStore.scrub`."""
         self._refuse_unless_writable()
         return await self._backend.scrub()
 
     async def beat(self, *, node: str, lease: float) -> frozenset[str]:
-        """One process writes; that it can do so is the proof that no other is alive."""
+        """See `EventStore.beat`. One process writes: all who beat are parts of it."""
         self._refuse_unless_writable()
-        return frozenset({node})
+        now = self._clock()
+        self._nodes[node] = now + int(lease * 1e9)
+        self._nodes = {name: until for name, until in self._nodes.items() if until > now}
+        return frozenset(self._nodes)
 
     async def leave(self, *, node: str) -> None:
-        """Nobody else would notice."""
-
-    async def _submit(self, op: Op) -> Any:
-        self._refuse_unless_writable()
-        return await self._writer.submit(op)
-
-    def _refuse_unless_writable(self) -> None:
-        if self._closed:
-            raise StoreClosed("the store is closed")
-        if not self._backend.writable:
-            raise StoreClosed("the log was opened for reading only")
+        """See `EventStore.leave`."""
+        self._nodes.pop(node, None)
 
     async def _commit(self, ops: list[Op]) -> list[object]:
         ledger = self._ledger

@@ -11,15 +11,16 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import msgspec
 
 from app.events.backend import Reading, Row
 from app.events.envelope import Event
 from app.events.feed import Feed
-from app.events.ledger import Erasure
+from app.events.ledger import Claim, Erasure, Expire, Heartbeat, Load, Op, Redact
 from app.events.lifecycle import TRANSITIONS
-from app.events.queue import queued_fields
+from app.events.queue import Request, queued_fields
 from app.events.store import (
     Append,
     Appended,
@@ -31,6 +32,7 @@ from app.events.store import (
     StoreClosed,
     StoreError,
 )
+from app.events.writer import GroupCommit
 
 __all__ = ["PAGE", "LogStore", "check"]
 
@@ -45,9 +47,13 @@ class LogStore(ABC):
     incarnation: str
     """Id of this log's life; a restored or replaced log has another."""
 
-    def __init__(self, reading: Reading, feed: Feed | None) -> None:
+    def __init__(
+        self, reading: Reading, feed: Feed | None, writer: GroupCommit, *, writable: bool
+    ) -> None:
         self._reading = reading
         self._feed = feed or Feed()
+        self._writer = writer
+        self._writable = writable
         self._closed = False
 
     @abstractmethod
@@ -56,15 +62,19 @@ class LogStore(ABC):
 
     # ------------------------------------------------------------------------------ writing
 
-    @abstractmethod
     async def append(self, append: Append) -> Outcome:
         """See `EventStore.append`."""
+        check(append)
+        self._refuse_unless_writable()
+        return await self._writer.submit(append)  # type: ignore[no-any-return]
 
-    @abstractmethod
     async def append_many(self, appends: Sequence[Append]) -> list[Outcome]:
         """See `EventStore.append_many`."""
+        for append in appends:
+            check(append)
+        self._refuse_unless_writable()
+        return await self._writer.submit_many(appends)
 
-    @abstractmethod
     async def load(self, events: Sequence[Event], salts: Sequence[bytes]) -> int:
         """Write events as they are, positions and salts included; returns the new head.
 
@@ -74,7 +84,9 @@ class LogStore(ABC):
             StoreError: They do not follow the log without a gap.
 
         """
+        return await self._submit(Load(events, salts))  # type: ignore[no-any-return]
 
+    @abstractmethod
     async def adopt(self, incarnation: str | None = None) -> str:
         """Take over the life of the log that is about to be loaded; returns the incarnation.
 
@@ -85,23 +97,25 @@ class LogStore(ABC):
             StoreError: The log has events, and would take over the life of another.
 
         """
-        raise StoreError("this kind of log cannot change its incarnation")
 
-    @abstractmethod
     async def claim(
         self, *, worker: str, limit: int, lease: float, models: Sequence[str] | None = None
     ) -> list[Claimed]:
         """See `EventStore.claim`."""
+        rows: list[Request] = await self._submit(Claim(worker, limit, lease, models))
+        return [
+            Claimed(row.id, row.stream, row.epoch, await self._event_at(row.queued)) for row in rows
+        ]
 
-    @abstractmethod
     async def heartbeat(self, *, worker: str, lease: float) -> list[Fence]:
         """See `EventStore.heartbeat`."""
+        return await self._submit(Heartbeat(worker, lease))  # type: ignore[no-any-return]
 
-    @abstractmethod
     async def expire(
         self, *, worker: str | None = None, reason: str = "lease expired"
     ) -> list[str]:
         """See `EventStore.expire`."""
+        return await self._submit(Expire(worker, reason))  # type: ignore[no-any-return]
 
     @abstractmethod
     async def beat(self, *, node: str, lease: float) -> frozenset[str]:
@@ -136,7 +150,7 @@ class LogStore(ABC):
             ValueError: An event is no longer where it was.
 
         """
-        raise StoreError("this kind of log cannot redact")
+        return await self._submit(Redact(erasures, expected, reason, actor))  # type: ignore[no-any-return]
 
     async def scrub(self) -> bool:
         """Leave no copy of what was erased in the log's files.
@@ -146,6 +160,15 @@ class LogStore(ABC):
 
         """
         return True
+
+    async def _submit(self, op: Op) -> Any:
+        self._refuse_unless_writable()
+        return await self._writer.submit(op)
+
+    def _refuse_unless_writable(self) -> None:
+        self._refuse_if_closed()
+        if not self._writable:
+            raise StoreClosed("the log was opened for reading only")
 
     # ------------------------------------------------------------------------------ reading
 

@@ -1,25 +1,20 @@
-"""Migrations: numbered SQL files, applied once, forward only, checked by their checksum."""
+"""Bring a database's schema up to date."""
 
 from __future__ import annotations
 
-import re
+import asyncio
 import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from hashlib import sha256
 from pathlib import Path
 
-import msgspec
-
-from app.errors import StartupError
 from app.events.lockfile import WriterLock
+from app.events.migration import Migration, compare, migrations
 from app.events.sqlite_errors import database_uri, startup_errors
-from app.events.url import database_path
+from app.events.url import parse_url
 
-__all__ = ["Migration", "apply", "migrate", "migrations", "outstanding", "pending", "statements"]
-
-_NAME = re.compile(r"(\d{4})_(\w+)\.sql")
+__all__ = ["apply", "migrate", "outstanding", "pending", "statements"]
 
 _CREATE_TABLE = """
     CREATE TABLE IF NOT EXISTS schema_migration (
@@ -28,53 +23,6 @@ _CREATE_TABLE = """
         sha256  TEXT    NOT NULL,
         applied INTEGER NOT NULL
     ) STRICT"""
-
-
-class Migration(msgspec.Struct, frozen=True):
-    """One file: ``0001_log.sql`` has number 1 and name ``log``."""
-
-    number: int
-    name: str
-    sql: str
-
-    @property
-    def sha256(self) -> str:
-        """Checksum of the text."""
-        return sha256(self.sql.encode()).hexdigest()
-
-    def __str__(self) -> str:
-        return f"{self.number:04}_{self.name}"
-
-
-def migrations(dialect: str = "sqlite", directory: Path | None = None) -> list[Migration]:
-    """Read the migrations of a dialect in order.
-
-    They lie in ``migrations/`` of a checkout, or in ``app/migrations/`` of an installed package.
-
-    Raises:
-        StartupError: The files are missing, or their numbers are not 1, 2, 3 ...
-
-    """
-    directory = directory or _directory(dialect)
-    found = []
-    for path in sorted(directory.glob("*.sql")):
-        match = _NAME.fullmatch(path.name)
-        if match:
-            found.append(Migration(int(match[1]), match[2], path.read_text("utf-8")))
-    if not found or [m.number for m in found] != list(range(1, len(found) + 1)):
-        raise StartupError(
-            f"migrations in {directory} are not numbered 0001, 0002 ... without a gap",
-            hint="reinstall everlog",
-        )
-    return found
-
-
-def _directory(dialect: str) -> Path:
-    app = Path(__file__).resolve().parent.parent
-    for base in (app / "migrations", app.parent / "migrations"):
-        if (base / dialect).is_dir():
-            return base / dialect
-    raise StartupError("the database migrations are missing", hint="reinstall everlog")
 
 
 def outstanding(conn: sqlite3.Connection, wanted: list[Migration]) -> list[Migration]:
@@ -88,21 +36,7 @@ def outstanding(conn: sqlite3.Connection, wanted: list[Migration]) -> list[Migra
     if exists is None:
         return wanted
     rows = conn.execute("SELECT number, name, sha256 FROM schema_migration ORDER BY number")
-    applied = {number: (name, digest) for number, name, digest in rows.fetchall()}
-    known = {migration.number: migration for migration in wanted}
-    for number, (name, digest) in applied.items():
-        migration = known.get(number)
-        if migration is None:
-            raise StartupError(
-                f"the database has migration {number:04}_{name}, which this version does not know",
-                hint="it was written by a newer everlog: install that version or a later one",
-            )
-        if migration.sha256 != digest:
-            raise StartupError(
-                f"migration {migration} was changed after it was applied",
-                hint="restore the original file; put changes into a new migration",
-            )
-    return [migration for migration in wanted if migration.number not in applied]
+    return compare(rows.fetchall(), wanted)
 
 
 def apply(conn: sqlite3.Connection, wanted: list[Migration]) -> list[Migration]:
@@ -138,14 +72,19 @@ def apply(conn: sqlite3.Connection, wanted: list[Migration]) -> list[Migration]:
 
 
 def pending(url: str) -> list[Migration]:
-    """List the migrations a database lacks, without changing it.
+    """List the migrations a database lacks, without changing it. Not from a running event loop.
 
     Raises:
         InputError: The URL is malformed.
         StartupError: The database cannot be read, or disagrees with the migrations.
 
     """
-    path = database_path(url)
+    database = parse_url(url)
+    if database.dsn is not None:
+        from app.events import postgres_migrate  # asyncpg is slow to import
+
+        return asyncio.run(postgres_migrate.pending(database.dsn, migrations("postgres")))
+    path = database.path
     if path is None:
         return []
     wanted = migrations("sqlite")
@@ -156,14 +95,21 @@ def pending(url: str) -> list[Migration]:
 
 
 def migrate(url: str) -> list[Migration]:
-    """Create a database or bring it up to date; returns what was applied.
+    """Bring a database up to date (and create a SQLite one); returns what was applied.
+
+    Not from a running event loop.
 
     Raises:
         InputError: The URL is malformed.
         StartupError: A server is using the database, or it cannot be written.
 
     """
-    path = database_path(url)
+    database = parse_url(url)
+    if database.dsn is not None:
+        from app.events import postgres_migrate  # asyncpg is slow to import
+
+        return asyncio.run(postgres_migrate.migrate(database.dsn, migrations("postgres")))
+    path = database.path
     if path is None:
         return []
     lock = WriterLock(path)

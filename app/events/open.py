@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from app.events.logstore import LogStore
 from app.events.memory import MemoryStore
 from app.events.sqlite import SqliteStore, Synchronous
-from app.events.url import database_path
+from app.events.url import Database, database_path, parse_url
 
 __all__ = ["database_path", "open_store"]
 
@@ -29,13 +29,22 @@ async def open_store(
         StartupError: The database cannot be opened.
 
     """
-    path = database_path(url)
-    if path is None:
+    database = parse_url(url)
+    if database.kind == "memory":
         async with MemoryStore() as memory:
             yield memory
         return
-    store = await SqliteStore.open(path, synchronous=synchronous, read_only=read_only)
+    store = await _open(database, synchronous, read_only)
     try:
         yield store
     finally:
         await store.aclose()
+
+
+async def _open(database: Database, synchronous: Synchronous, read_only: bool) -> LogStore:
+    if database.dsn is not None:
+        from app.events.postgres import PostgresStore  # asyncpg is slow to import
+
+        return await PostgresStore.open(database.dsn, synchronous=synchronous, read_only=read_only)
+    assert database.path is not None
+    return await SqliteStore.open(database.path, synchronous=synchronous, read_only=read_only)

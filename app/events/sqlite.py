@@ -26,7 +26,8 @@ from app.events.ids import uuid7
 from app.events.ledger import Batch, Found, Missing, State
 from app.events.ledgerstore import LedgerStore
 from app.events.lockfile import WriterLock
-from app.events.migrate import apply, migrations, outstanding
+from app.events.migrate import apply, outstanding
+from app.events.migration import migrations
 from app.events.sqlite_errors import (
     database_uri,
     startup_error,

@@ -13,12 +13,14 @@ import pytest
 
 from app.events.feed import Feed
 from app.events.memory import MemoryStore
+from app.events.postgres import PostgresStore
 from app.events.sqlite import SqliteStore
 from app.events.store import EventStore
 from tests.contract.support import Clock
+from tests.support.postgres import Cluster, new_database
 
-STORES = ("memory", "sqlite")
-PERSISTENT = ("sqlite",)
+STORES = ("memory", "sqlite", "postgres")
+PERSISTENT = ("sqlite", "postgres")
 
 Open = Callable[..., AbstractAsyncContextManager[EventStore]]
 
@@ -33,6 +35,12 @@ async def open_named(
     if name == "memory":
         async with MemoryStore(feed=feed, clock=clock) as memory:
             yield memory
+    elif name == "postgres":
+        postgres = await PostgresStore.open(await database_of(directory), feed=feed, clock=clock)
+        try:
+            yield postgres
+        finally:
+            await postgres.aclose()
     else:
         path = directory / "log.db"
         sqlite = await SqliteStore.open(path, synchronous="normal", feed=feed, clock=clock)
@@ -40,6 +48,23 @@ async def open_named(
             yield sqlite
         finally:
             await sqlite.aclose()
+
+
+_databases: dict[Path, str] = {}
+_clusters: list[Cluster] = []
+
+
+async def database_of(directory: Path) -> str:
+    """URL of the database that belongs to a directory, made at the first call."""
+    if directory not in _databases:
+        _databases[directory] = await new_database(_clusters[-1])
+    return _databases[directory]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def use_postgres(postgres: Cluster) -> None:
+    """Let `open_named` find the server, also where a test class cannot take fixtures."""
+    _clusters.append(postgres)
 
 
 @pytest.fixture(params=STORES)

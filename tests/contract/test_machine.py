@@ -303,3 +303,4 @@ def machine(kind: str, examples: int) -> Any:
 
 TestMemory = machine("memory", 60)
 TestSqlite = machine("sqlite", 40)
+TestPostgres = machine("postgres", 12)

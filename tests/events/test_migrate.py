@@ -13,15 +13,8 @@ import pytest
 from app.errors import StartupError
 from app.events import migrate as module
 from app.events.lockfile import WriterLock
-from app.events.migrate import (
-    Migration,
-    apply,
-    migrate,
-    migrations,
-    outstanding,
-    pending,
-    statements,
-)
+from app.events.migrate import apply, migrate, outstanding, pending, statements
+from app.events.migration import Migration, migrations
 
 SNAPSHOT = Path(__file__).parents[2] / "migrations/sqlite/schema.txt"
 

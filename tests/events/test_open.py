@@ -17,7 +17,7 @@ from app.errors import InputError, StartupError
 from app.events.catalogue import ThreadRenamed
 from app.events.codec import new
 from app.events.envelope import NewEvent
-from app.events.migrate import migrations
+from app.events.migration import migrations
 from app.events.open import database_path, open_store
 from app.events.store import Append, Appended, StoreClosed
 

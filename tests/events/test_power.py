@@ -14,7 +14,8 @@ import pytest
 from app.events.envelope import Event, NewEvent
 from app.events.leaf import leaves
 from app.events.ledger import Batch, Ledger
-from app.events.migrate import apply, migrations
+from app.events.migrate import apply
+from app.events.migration import migrations
 from app.events.sqlite import checkpoint, execute_all
 from app.events.sqlite_sql import (
     INSERT_LOG,

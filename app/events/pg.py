@@ -1,0 +1,111 @@
+"""Connections to Postgres: how they are made, and what their errors mean."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+import asyncpg
+
+from app.errors import EverlogError, InputError, StartupError
+from app.events.store import StoreError
+from app.events.url import parse_url
+
+__all__ = ["MINIMUM", "connect", "is_transient", "startup_error", "store_error"]
+
+MINIMUM = 150_000
+"""Oldest server version that works."""
+
+CONNECT_SECONDS = 10.0
+
+SETTINGS = {
+    "application_name": "everlog",
+    "jit": "off",  # compiling costs more than any statement of ours takes
+    "statement_timeout": "30s",
+    "lock_timeout": "15s",
+    "idle_in_transaction_session_timeout": "30s",
+    "client_encoding": "UTF8",
+}
+
+#: SQLSTATE classes and codes of what goes by itself: connection lost, server starting or stopping,
+#: too many connections, serialization, deadlock, lock not available, cancelled by a timeout.
+_TRANSIENT = ("08", "57P", "53300", "40001", "40P01", "55P03", "57014", "25P03")
+
+_LOST = (OSError, asyncio.TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError)
+
+
+async def connect(dsn: str, **settings: str) -> Any:
+    """Open a connection.
+
+    Args:
+        dsn: ``postgresql://...``; what it leaves out comes from the usual ``PG*`` variables.
+        settings: Server settings in place of the usual ones.
+
+    Raises:
+        InputError: The URL is malformed.
+        OSError, asyncpg.PostgresError: See `startup_error`.
+
+    """
+    try:
+        return await asyncpg.connect(
+            dsn, timeout=CONNECT_SECONDS, server_settings=SETTINGS | settings
+        )
+    except (asyncpg.ClientConfigurationError, ValueError) as error:
+        raise InputError(str(error), field="database.url") from error
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same may work in a moment: the server is away, busy, or starting."""
+    if isinstance(error, asyncpg.PostgresError):
+        return (error.sqlstate or "").startswith(_TRANSIENT)
+    return isinstance(error, _LOST) and not isinstance(error, ssl.SSLError)
+
+
+def store_error(error: BaseException) -> StoreError:
+    """What went wrong, for callers of the store."""
+    text = str(error) or type(error).__name__
+    if is_transient(error):
+        return StoreError(f"Postgres does not answer: {text}")
+    return StoreError(f"Postgres: {text}", hint=_hint(error))
+
+
+def startup_error(dsn: str, error: BaseException) -> EverlogError:
+    """Why a database cannot be opened, and what to do next."""
+    if isinstance(error, EverlogError):
+        return error
+    shown, text = parse_url(dsn).shown, str(error) or type(error).__name__
+    return StartupError(f"cannot open {shown}: {text}", hint=_hint(error))
+
+
+_HINTS: tuple[tuple[type[BaseException], str], ...] = (
+    (asyncpg.InvalidPasswordError, "Check user and password (PGUSER, PGPASSWORD)."),
+    (
+        asyncpg.InvalidAuthorizationSpecificationError,
+        "Check the user, and pg_hba.conf there.",
+    ),
+    (asyncpg.InvalidCatalogNameError, "Create the database: createdb NAME"),
+    (asyncpg.TooManyConnectionsError, "Raise max_connections, or lower database.pool."),
+    (asyncpg.InsufficientPrivilegeError, "The user needs CREATE on the schema (GRANT CREATE)."),
+    (asyncpg.DiskFullError, "Free space on the database server."),
+    (asyncpg.ReadOnlySQLTransactionError, "This is a standby: connect to the primary."),
+    (asyncpg.CannotConnectNowError, "The server is starting or stopping; try again in a moment."),
+    (ssl.SSLError, "Check sslmode and sslrootcert in database.url."),
+    (ConnectionRefusedError, "Is the server running, and are host and port right?"),
+    (TimeoutError, "Is the server reachable from here?"),
+    (OSError, "Are host and port right?"),
+)
+
+
+def _hint(error: BaseException) -> str | None:
+    return next((hint for kind, hint in _HINTS if isinstance(error, kind)), None)
+
+
+def quoted(name: str) -> str:
+    """An SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+#: For annotations: what runs on a connection.
+Work = Callable[[Any], Any]
