@@ -52,6 +52,9 @@ CHECKPOINT_BYTES = 4 << 20
 TRUNCATE_BYTES = 64 << 20
 """Size of the WAL file at which it is cut back to nothing."""
 
+SCRUB_SECONDS = 2.0
+"""How long to wait for readers before giving up to empty the WAL."""
+
 _UNFIT = (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError)
 """Errors that say the values are to blame, not the storage."""
 
@@ -366,7 +369,11 @@ def _prune(conn: sqlite3.Connection, before: int) -> None:
 
 
 def _empty_wal(conn: sqlite3.Connection) -> bool:
-    busy: int = conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+    conn.execute(f"PRAGMA busy_timeout = {round(SCRUB_SECONDS * 1000)}")
+    try:
+        busy: int = conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+    finally:
+        conn.execute(sql.PRAGMAS[0])
     return not busy
 
 
