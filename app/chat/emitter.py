@@ -202,6 +202,8 @@ class Emitter:
         if self.error is not None and not isinstance(self.error, RunStopped):
             self._items = []  # the pipe broke: only how the run ended can be told
         self._closed = True
+        if self._items or events:
+            await self._certain()
         async with self.writing:
             return await self._append(events, expected)
 
@@ -220,6 +222,7 @@ class Emitter:
                 return
             self._go.clear()
             try:
+                await self._certain()  # without the lock, or nobody could end the run meanwhile
                 async with self.writing:
                     if not self._closed:
                         await self._append()
@@ -254,9 +257,12 @@ class Emitter:
         self._timer = None
         self._go.set()
 
-    async def _append(self, last: Sequence[NewEvent] = (), expected: int = ANY) -> bool:
+    async def _certain(self) -> None:
+        """Wait while this process may be taken for gone."""
         if self._presence is not None and not self._presence.certain:
             await self._presence.sure()
+
+    async def _append(self, last: Sequence[NewEvent] = (), expected: int = ANY) -> bool:
         items, self._items = self._items, []
         waiters, self._waiters = self._waiters, []
         events: list[NewEvent] = []

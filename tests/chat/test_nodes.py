@@ -1,0 +1,310 @@
+"""Several runtimes on one log: one run at a time in a thread, and what a dead one leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+import app as el
+from app.chat.commands import DeleteCommand, RenameCommand
+from app.chat.errors import Refused
+from app.errors import StartupError
+from app.events.catalogue import RunResumed, RunStarted
+from app.events.envelope import thread_stream
+from app.events.ids import uuid7
+from app.events.presence import Presence
+from app.events.store import Append, EventStore, Outcome, StoreError
+from app.projections.state import ThreadState
+from tests.chat.conftest import USER, Chat, app_of, serving
+
+pytestmark = pytest.mark.timeout(60)
+
+LEASE = 0.9
+
+
+async def slow(message: el.Message) -> None:
+    answer = el.Message()
+    for n in range(int(message.content)):
+        await answer.stream_token(f"{n} ")
+        await asyncio.sleep(0.005)
+    await answer.send()
+
+
+async def echo(message: el.Message) -> None:
+    await el.Message(f"echo {message.content}").send()
+
+
+@contextlib.asynccontextmanager
+async def two(store: EventStore, app: Any, **options: Any) -> AsyncIterator[tuple[Chat, Chat]]:
+    """Two nodes with one app."""
+    async with (
+        serving(store, app, node="a", **options) as a,
+        serving(store, app, node="b", **options) as b,
+    ):
+        yield a, b
+
+
+async def idle(*nodes: Chat) -> None:
+    """Wait until no handler runs."""
+    async with asyncio.timeout(5):
+        while any(node.runtime.active for node in nodes):  # noqa: ASYNC110 - a look from outside
+            await asyncio.sleep(0.01)
+
+
+def check_order(state: ThreadState) -> None:
+    """Runs follow each other, one for each message, in the order of the messages."""
+    asked = [m.id for m in state.messages if m.role == "user"]
+    assert [run.message for run in state.runs if run.hook == "on_message"] == asked
+    for before, after in zip(state.runs, state.runs[1:], strict=False):
+        assert before.ended is not None and before.ended <= after.started
+
+
+# ------------------------------------------------------------------------ one after another
+
+
+async def test_a_message_taken_by_another_node_waits_for_the_run(
+    store: EventStore, thread: str
+) -> None:
+    async with two(store, app_of(on_message=slow)) as (a, b):
+        await a.post(thread, "60")
+        ack = await b.post(thread, "3")
+        assert (await b.types(thread))[ack.version - 1] == "message.posted"
+        assert (await b.state(thread)).runs[0].status == "running"
+        state = await b.settled(thread, runs=2)
+    check_order(state)
+    assert [m.content for m in state.messages if m.role == "assistant"][1] == "0 1 2 "
+
+
+async def test_many_messages_through_two_nodes_at_once(store: EventStore, thread: str) -> None:
+    async with two(store, app_of(on_message=echo)) as nodes:
+        posts = (nodes[n % 2].post(thread, f"m{n}") for n in range(40))
+        acks = await asyncio.gather(*posts)
+        state = await nodes[0].settled(thread, runs=40)
+        await asyncio.sleep(0.05)
+        state = await nodes[0].state(thread)
+    assert len({ack.version for ack in acks}) == 40
+    check_order(state)
+    assert len(state.runs) == 40
+    assert {run.status for run in state.runs} == {"completed"}
+    answers = [m.content for m in state.messages if m.role == "assistant"]
+    assert answers == [f"echo {m.content}" for m in state.messages if m.role == "user"]
+
+
+async def test_a_thread_is_made_once_by_two_nodes(store: EventStore) -> None:
+    calls: list[str] = []
+
+    async def on_chat_start() -> None:
+        calls.append("start")
+
+    app = app_of(on_message=echo, on_chat_start=on_chat_start)
+    async with two(store, app) as (a, b):
+        threads = [uuid7() for _ in range(10)]
+        for thread in threads:
+            await asyncio.gather(
+                a.post(thread, "x"), b.post(thread, "y"), a.runtime.connected(thread, USER),
+                b.runtime.connected(thread, USER),
+            )  # fmt: skip
+        states = [await a.settled(thread, runs=3) for thread in threads]
+    for state in states:
+        assert [run.hook for run in state.runs] == ["on_chat_start", "on_message", "on_message"]
+    assert len(calls) == 10
+
+
+async def test_a_command_sent_again_to_another_node_takes_effect_once(
+    store: EventStore, thread: str
+) -> None:
+    async with two(store, app_of(on_message=slow)) as (a, b):
+        post, stop, rename = uuid7(), uuid7(), uuid7()
+        ids = {"id": post, "message": uuid7()}
+        ack = await a.post(thread, "400", **ids)
+        assert await b.post(thread, "400", **ids) == ack
+        named = RenameCommand(id=rename, thread=thread, title="T")
+        assert await a.runtime.rename(named, USER) == await b.runtime.rename(named, USER)
+        assert await b.stop(thread, id=stop) == await a.stop(thread, id=stop)
+        state = await a.settled(thread)
+    assert (len(state.runs), len(state.messages)) == (1, 2)
+    types = await a.types(thread)
+    assert types.count("run.stopped") == types.count("thread.renamed") == 1
+
+
+async def test_stop_and_delete_from_another_node(store: EventStore, thread: str) -> None:
+    async with two(store, app_of(on_message=slow)) as (a, b):
+        await a.post(thread, "4000")
+        await b.post(thread, "4000")  # waits
+        await b.stop(thread)
+        state = await b.until(
+            thread, lambda s: [r.status for r in s.runs] == ["stopped", "running"]
+        )
+        await a.runtime.delete(DeleteCommand(id=uuid7(), thread=thread), USER)
+        await b.post(uuid7(), "1")
+        with pytest.raises(Refused, match="deleted"):
+            await b.post(thread, "x")
+        await idle(a, b)
+        state = await b.state(thread)
+    assert [run.status for run in state.runs] == ["stopped", "stopped"]
+    assert state.deleted
+
+
+# ----------------------------------------------------------------------------- what dies
+
+
+async def test_one_of_two_survivors_ends_a_dead_nodes_run_and_goes_on(
+    store: EventStore, thread: str
+) -> None:
+    app = app_of(on_message=slow)
+    async with two(store, app, lease=LEASE) as (a, b):
+        async with serving(store, app, node="c", lease=LEASE) as c:
+            await c.post(thread, "4000")
+            await c.post(thread, "2")
+            await a.post(thread, "3")
+            await c.until(thread, lambda s: any(m.role == "assistant" for m in s.messages))
+        state = await b.settled(thread, runs=3)
+    check_order(state)
+    assert [run.status for run in state.runs] == ["interrupted", "completed", "completed"]
+    assert (await b.types(thread)).count("run.interrupted") == 1
+
+
+@pytest.mark.parametrize("clean", [False, True])
+async def test_one_of_two_survivors_resumes_a_resumable_run(
+    store: EventStore, thread: str, clean: bool
+) -> None:
+    calls: list[str] = []
+
+    async def on_message(message: el.Message) -> None:
+        calls.append(message.content)
+        if len(calls) == 1:
+            await asyncio.sleep(30)
+        await el.Message("answered").send()
+
+    app = app_of(on_message=on_message)
+    app.resumable = True
+    async with two(store, app, lease=LEASE) as (a, b):
+        await asyncio.sleep(LEASE * 1.1)
+        async with serving(store, app, node="c", lease=LEASE) as c:
+            await c.post(thread, "q")
+            await asyncio.sleep(0.05)
+            if clean:
+                await c.runtime.drain()
+        state = await b.settled(thread)
+    (resumed,) = await a.payloads(thread, "run.resumed")
+    assert isinstance(resumed, RunResumed) and resumed.node in ("a", "b")
+    assert calls == ["q", "q"]
+    assert [(r.status, r.node) for r in state.runs] == [("completed", resumed.node)]
+
+
+async def test_nobody_takes_over_from_a_node_that_is_alive(store: EventStore, thread: str) -> None:
+    async with two(store, app_of(on_message=slow), lease=0.3) as (a, b):
+        await a.post(thread, "300")
+        state = await b.settled(thread)
+    assert [(r.status, r.node) for r in state.runs] == [("completed", "a")]
+
+
+class Deaf(Presence):
+    """A node that cannot reach the log for a while: its beats fail, and it is slow to see that."""
+
+    away = False
+
+    async def _beat(self) -> frozenset[str]:
+        if self.away:
+            raise StoreError("no route to the database")
+        return await super()._beat()
+
+
+async def test_a_node_that_was_away_writes_nothing_for_runs_that_others_took(
+    store: EventStore, thread: str
+) -> None:
+    app = app_of(on_message=slow)
+    deaf = Deaf(store, "deaf", lease=LEASE, place="deaf")
+    async with (
+        serving(store, app, node="b", lease=LEASE) as b,
+        serving(store, app, presence=deaf) as a,
+    ):
+        await a.post(thread, "4000")
+        await a.until(thread, lambda s: any(len(m.content) > 20 for m in s.messages[1:]))
+        deaf.away = True
+        await b.until(thread, lambda s: s.runs[0].status == "interrupted")
+        version = await b.version(thread)
+        assert deaf.trouble == "no route to the database"
+        await idle(a)
+        blocked = asyncio.create_task(a.post(thread, "1"))
+        await asyncio.sleep(0.1)
+        assert not blocked.done()
+        assert await b.version(thread) == version
+        deaf.away = False
+        await blocked
+        state = await b.settled(thread, runs=2)
+    assert [r.status for r in state.runs] == ["interrupted", "completed"]
+
+
+async def test_a_log_that_is_away_for_all_interrupts_nobody(store: EventStore, thread: str) -> None:
+    """Beats of all fail for longer than the lease, then all come back: nobody takes over."""
+    app = app_of(on_message=slow)
+    deaf = [Deaf(store, name, lease=LEASE, place=name) for name in "ab"]
+    async with (
+        serving(store, app, presence=deaf[0]) as a,
+        serving(store, app, presence=deaf[1]) as b,
+    ):
+        await asyncio.sleep(LEASE * 1.1)
+        await a.post(thread, "300")
+        for presence in deaf:
+            presence.away = True
+        await asyncio.sleep(LEASE * 2)
+        deaf[1].away = False  # the other a little later
+        await asyncio.sleep(LEASE / 3)
+        deaf[0].away = False
+        state = await b.settled(thread)
+    assert [(r.status, r.node) for r in state.runs] == [("completed", "a")]
+    assert state.messages[1].content == "".join(f"{n} " for n in range(300))
+
+
+async def test_a_run_whose_beginning_was_not_known_to_be_written_is_ended(
+    store: EventStore, thread: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commit was reported failed, yet it is there: nobody makes that run."""
+    app = app_of(on_message=echo)
+    append = store.append
+
+    async def unsure(given: Append) -> Outcome:
+        outcome = await append(given)
+        if given.stream == thread_stream(thread) and any(
+            event.type == "run.started" for event in given.events
+        ):
+            monkeypatch.setattr(store, "append", append)
+            raise StoreError("the connection broke")
+        return outcome
+
+    async with serving(store, app, lease=LEASE) as chat:
+        monkeypatch.setattr(store, "append", unsure)
+        with pytest.raises(StoreError):
+            await chat.post(thread, "1")
+        await chat.post(thread, "2")
+        state = await chat.settled(thread, runs=2)
+    assert [r.status for r in state.runs] == ["interrupted", "completed"]
+    started = [p for p in await chat.payloads(thread, "run.started") if isinstance(p, RunStarted)]
+    assert len(started) == 2
+
+
+# --------------------------------------------------------------------------------- names
+
+
+async def test_a_name_that_is_alive_is_refused(store: EventStore) -> None:
+    app = app_of(on_message=echo)
+    async with serving(store, app, node="a", lease=LEASE):
+        with pytest.raises(StartupError, match="'a'") as caught:
+            async with serving(store, app, presence=Presence(store, "a", lease=LEASE)):
+                pass
+        assert caught.value.hint is not None and "server.node" in caught.value.hint
+
+
+async def test_the_name_of_a_dead_process_elsewhere_is_free_after_its_lease(
+    store: EventStore,
+) -> None:
+    app = app_of(on_message=echo)
+    async with serving(store, app, node="a", lease=LEASE):
+        pass
+    async with serving(store, app, presence=Presence(store, "a", lease=LEASE)) as chat:
+        await chat.ask(uuid7())
