@@ -9,10 +9,13 @@ from app.events.envelope import Event
 from app.events.ledger import Batch, Found, Missing, State
 from app.events.store import Lease, StoreError
 
-__all__ = ["Backend", "Reading", "Row"]
+__all__ = ["Backend", "Reading", "Remembered", "Row"]
 
 #: An event as stored: event, salt, leaf.
 Row = tuple[Event, bytes, bytes]
+
+#: A command that took effect: id, seq and version of its last event, time (ns).
+Remembered = tuple[str, int, int, int]
 
 
 class Reading(Protocol):
@@ -39,6 +42,10 @@ class Reading(Protocol):
 
     async def leases(self, stream: str | None, open_only: bool) -> list[Lease]:
         """Rows of the request table, oldest first."""
+        ...
+
+    async def commands(self, after: str, limit: int) -> list[Remembered]:
+        """Commands that took effect lately, ordered by id."""
         ...
 
     async def check(self) -> list[str]:

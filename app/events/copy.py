@@ -1,8 +1,9 @@
 """Copy a log into another store: the same log in another place.
 
 Positions, salts and leaves stay, so the seals still hold; so does the incarnation, so clients go on
-where they were. The queue of requests follows from the events; leases do not move. A copy that was
-interrupted is a prefix of its source and goes on from there.
+where they were, and what they send again still takes effect once. The queue of requests follows
+from the events; leases do not move. A copy that was interrupted is a prefix of its source and goes
+on from there; payloads that were erased in the source since then are erased in the copy.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ import msgspec
 
 from app.errors import InputError
 from app.events.backend import Row
+from app.events.catalogue import LogRedacted
+from app.events.codec import PayloadError, decode
 from app.events.envelope import Event
-from app.events.leaf import leaves
+from app.events.leaf import DIGEST, leaves
+from app.events.ledger import Erasure
 from app.events.logstore import LogStore
 from app.events.seal import Head, head
 from app.events.store import StoreError
@@ -78,14 +82,18 @@ async def copy(
 
     """
     kept = done = await _begin(source, target)
-    started = time.monotonic()
+    started, erased = time.monotonic(), 0
     while (end := await source.head()) > done:
         async with aclosing(_read(source, done, end)) as pages:
             async for page in pages:
-                await _write(target, page)
-                done = page.last
+                erasures = await _erased(source, target, page)
+                await _write(target, page, erasures)
+                done, erased = page.last, erased + len(erasures)
                 if progress is not None:
                     progress(done, end)
+    await _remember(source, target, done)
+    if erased:
+        await target.scrub()
     seconds = time.monotonic() - started
     proof = await head(source, at=done)
     report = await verify(target, checking, expected=proof)
@@ -207,9 +215,43 @@ def _damaged(seq: int, what: str) -> StoreError:
     return StoreError(f"the source is damaged: event {seq} {what}", hint="see: everlog verify")
 
 
-async def _write(target: LogStore, page: _Page) -> None:
+async def _erased(source: LogStore, target: LogStore, page: _Page) -> list[Erasure]:
+    """Payloads that this page records as erased, and that the target still has from before."""
+    before, found = page.events[0].seq, []
+    for event in page.events:
+        if event.type != "log.redacted":
+            continue
+        try:
+            record = decode(event)
+        except PayloadError as error:
+            raise _damaged(event.seq, str(error)) from error
+        assert isinstance(record, LogRedacted)
+        for seq in record.seqs:
+            if seq < before:
+                [old] = await target.rows(after=seq - 1, limit=1)
+                if isinstance(old, StoreError) or len(old[1]) != DIGEST:
+                    found.append(await _erasure(source, seq))
+    return found
+
+
+async def _erasure(source: LogStore, seq: int) -> Erasure:
+    page = await _page(source, seq - 1, 1)
+    [event], [opening] = page.events, page.salts
+    return Erasure(seq, event.stream, event.version, event.data, opening)
+
+
+async def _remember(source: LogStore, target: LogStore, done: int) -> None:
+    """Copy what commands took effect, so that one sent again changes nothing."""
+    after = ""
+    while commands := await source.commands(after=after):
+        known = {id: (seq, version, at) for id, seq, version, at in commands if seq <= done}
+        await target.load([], [], commands=known)
+        after = commands[-1][0]
+
+
+async def _write(target: LogStore, page: _Page, erased: list[Erasure]) -> None:
     try:
-        await target.load(page.events, page.salts)
+        await target.load(page.events, page.salts, erased=erased)
     except ValueError as error:
         raise StoreError(f"the target cannot hold the source's events: {error}") from error
     except StoreError as error:

@@ -69,13 +69,6 @@ class Expire(msgspec.Struct, frozen=True):
     reason: str
 
 
-class Load(msgspec.Struct, frozen=True):
-    """Write events as they are, positions and salts included, at the end of the log (import)."""
-
-    events: Sequence[Event]
-    salts: Sequence[bytes]
-
-
 class Erasure(msgspec.Struct, frozen=True):
     """A payload to erase: ``left`` takes its place, ``opening`` (32 bytes) that of its salt."""
 
@@ -84,6 +77,19 @@ class Erasure(msgspec.Struct, frozen=True):
     version: int
     left: bytes
     opening: bytes
+
+
+class Load(msgspec.Struct, frozen=True):
+    """Write events as they are, positions and salts included, at the end of the log (import).
+
+    ``erased`` are payloads of earlier events, whose records are loaded; ``commands`` took effect
+    in the log that the events come from: by id, with seq, version and time.
+    """
+
+    events: Sequence[Event]
+    salts: Sequence[bytes]
+    erased: Sequence[Erasure] = ()
+    commands: Mapping[str, tuple[int, int, int]] = {}
 
 
 class Redact(msgspec.Struct, frozen=True):
@@ -146,7 +152,7 @@ class Batch(msgspec.Struct):
     @property
     def empty(self) -> bool:
         """Whether there is nothing to write."""
-        return not (self.events or self.requests)
+        return not (self.events or self.requests or self.commands or self.erased)
 
 
 class _Stream:
@@ -200,6 +206,8 @@ class Ledger:
                         missing.requests.add(event.request or "")
             elif isinstance(op, Load):
                 missing.streams.update(e.stream for e in op.events if e.stream not in streams)
+                missing.streams.update(e.stream for e in op.erased if e.stream not in streams)
+                missing.commands.update(op.commands.keys() - self._commands.keys())
                 missing.requests.update(
                     e.request
                     for e in op.events
@@ -331,6 +339,11 @@ class Ledger:
         for changed in rows.values():
             if changed is not None:
                 self._set(changed, batch)
+        batch.erased += [(e, self._streams[e.stream].id) for e in load.erased]
+        for id, command in load.commands.items():
+            if self._commands.get(id) is None:
+                self._commands[id] = command[:2]
+                batch.commands[id] = command
         return self.head
 
     def _redact(self, redact: Redact, now: int, batch: Batch) -> Appended | Conflict:

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from app.events.backend import Reading, Row
+from app.events.backend import Reading, Remembered, Row
 from app.events.envelope import Event
 from app.events.feed import Feed
 from app.events.ledger import Claim, Erasure, Expire, Heartbeat, Load, Op, Redact
@@ -75,16 +75,30 @@ class LogStore(ABC):
         self._refuse_unless_writable()
         return await self._writer.submit_many(appends)
 
-    async def load(self, events: Sequence[Event], salts: Sequence[bytes]) -> int:
+    async def load(
+        self,
+        events: Sequence[Event],
+        salts: Sequence[bytes],
+        *,
+        erased: Sequence[Erasure] = (),
+        commands: Mapping[str, tuple[int, int, int]] | None = None,
+    ) -> int:
         """Write events as they are, positions and salts included; returns the new head.
 
         For import: with the same salts the seals of the old log hold in the new one.
 
+        Args:
+            events: What follows the head.
+            salts: Their salts, or the inner hashes of erased payloads.
+            erased: Payloads of earlier events to erase too.
+            commands: Commands to remember (see `commands`); known ones stay.
+
         Raises:
             StoreError: They do not follow the log without a gap.
+            ValueError: An event cannot be stored, or one to be erased is not there.
 
         """
-        return await self._submit(Load(events, salts))  # type: ignore[no-any-return]
+        return await self._submit(Load(events, salts, erased, commands or {}))  # type: ignore[no-any-return]
 
     @abstractmethod
     async def adopt(self, incarnation: str | None = None) -> str:
@@ -299,6 +313,10 @@ class LogStore(ABC):
     async def rows(self, *, after: int, limit: int) -> list[Row | StoreError]:
         """Stored rows with salt and leaf; a `StoreError` in place of an unreadable one."""
         return await self._reading.rows(after, limit)
+
+    async def commands(self, *, after: str = "", limit: int = PAGE) -> list[Remembered]:
+        """Commands that took effect lately, ordered by id, with ids past ``after``."""
+        return await self._reading.commands(after, limit)
 
     async def check(self) -> list[str]:
         """Complaints of the storage about its own structure (none when sound)."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from app.events.backend import Row
+from app.events.backend import Remembered, Row
 from app.events.envelope import Event
 from app.events.feed import Feed
 from app.events.ids import uuid7
@@ -122,6 +122,11 @@ class MemoryBackend:
             if (stream is None or row.stream == stream)
             and not (open_only and row.state in TERMINAL)
         ]
+
+    async def commands(self, after: str, limit: int) -> list[Remembered]:
+        """Commands that took effect lately, ordered by id."""
+        ids = sorted(id for id in self._commands if id > after)[:limit]
+        return [(id, *self._commands[id]) for id in ids]
 
     async def check(self) -> list[str]:
         """Nothing to complain about."""

@@ -15,7 +15,7 @@ import asyncpg
 
 from app.events import pg
 from app.events import postgres_sql as sql
-from app.events.backend import Row
+from app.events.backend import Remembered, Row
 from app.events.envelope import Event
 from app.events.postgres_sql import Names
 from app.events.store import Lease, StoreClosed, StoreError
@@ -130,6 +130,11 @@ class PostgresReading:
         """Rows of the request table, oldest first."""
         rows = await self.fetchrows(sql.SELECT_LEASES, stream, open_only)
         return [Lease(*row) for row in rows]
+
+    async def commands(self, after: str, limit: int) -> list[Remembered]:
+        """Commands that took effect lately, ordered by id."""
+        rows = await self.fetchrows(sql.SELECT_REMEMBERED, after, limit)
+        return [(row[0], row[1], row[2], row[3]) for row in rows]
 
     async def check(self) -> list[str]:
         """Nothing: Postgres checks itself (see pg_amcheck and data checksums)."""

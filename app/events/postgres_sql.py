@@ -121,6 +121,9 @@ UPSERT_REQUEST = f"""
     ON CONFLICT (id) DO UPDATE SET state = excluded.state, epoch = excluded.epoch,
         worker = excluded.worker, until = excluded.until"""
 
+SELECT_REMEMBERED = """
+    SELECT id, seq, version, time FROM command WHERE id > $1 ORDER BY id LIMIT $2"""
+
 PRUNE_COMMANDS = "DELETE FROM command WHERE time < $1"
 
 PRUNE_BATCHES = "DELETE FROM batch WHERE time < $1"

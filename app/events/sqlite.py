@@ -19,7 +19,7 @@ import aiosqlite
 
 from app.errors import StartupError
 from app.events import sqlite_sql as sql
-from app.events.backend import Row
+from app.events.backend import Remembered, Row
 from app.events.envelope import Event
 from app.events.feed import Feed
 from app.events.ids import uuid7
@@ -232,6 +232,10 @@ class SqliteBackend:
     async def leases(self, stream: str | None, open_only: bool) -> list[Lease]:
         """Rows of the request table, oldest first."""
         return await self._read(sql.select_leases, stream, open_only)
+
+    async def commands(self, after: str, limit: int) -> list[Remembered]:
+        """Commands that took effect lately, ordered by id."""
+        return await self._read(sql.select_commands, after, limit)
 
     async def check(self) -> list[str]:
         """Complaints of SQLite about the file's structure."""

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from msgspec.structs import astuple
 
-from app.events.backend import Row
+from app.events.backend import Remembered, Row
 from app.events.envelope import Event
 from app.events.leaf import leaves
 from app.events.ledger import Batch, Found, Missing, State
@@ -55,6 +55,8 @@ UPSERT_REQUEST = """
 INSERT_COMMAND = "INSERT INTO command (id, seq, version, time) VALUES (?, ?, ?, ?)"
 
 ERASE = "UPDATE event SET data = ?, salt = ? WHERE seq = ? AND stream_id = ? AND version = ?"
+
+SELECT_COMMANDS = "SELECT id, seq, version, time FROM command WHERE id > ? ORDER BY id LIMIT ?"
 
 PRUNE_COMMANDS = "DELETE FROM command WHERE time < ?"
 
@@ -240,6 +242,12 @@ def select_leases(conn: Connection, stream: str | None, open_only: bool) -> list
     """Rows of the request table, oldest first."""
     rows = conn.execute(SELECT_LEASES, (stream, open_only)).fetchall()
     return [Lease(*row) for row in rows]
+
+
+def select_commands(conn: Connection, after: str, limit: int) -> list[Remembered]:
+    """Commands that took effect lately, ordered by id."""
+    found: list[Remembered] = conn.execute(SELECT_COMMANDS, (after, limit)).fetchall()
+    return found
 
 
 def select_rows(conn: sqlite3.Connection, after: int, limit: int) -> list[Row | StoreError]:

@@ -22,7 +22,9 @@ async def fill(store: LogStore, seed: int, steps: int) -> None:
         stream = f"thread/{rng.randrange(4)}"
         kind = rng.choice(("note", "note", "request", "work", "odd", "seal"))
         if kind == "note":
-            await store.append(notes(stream, *[str(step)] * rng.randrange(1, 4)))
+            command = f"{seed}-{step}" if rng.random() < 0.5 else None
+            titles = [str(step)] * rng.randrange(1, 4)
+            await store.append(notes(stream, *titles, command=command))
         elif kind == "request":
             await enqueue(store, f"r{seed}-{step}", stream=stream, run="n", priority=step % 3)
         elif kind == "odd":
@@ -56,6 +58,7 @@ async def same(source: LogStore, target: LogStore) -> None:
     assert _queue(await target.leases(open_only=False)) == _queue(
         await source.leases(open_only=False)
     )
+    assert await target.commands() == await source.commands()
     report = await verify(target, expected=await head(source))
     assert report.ok, report.problems
 

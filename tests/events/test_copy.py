@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,13 +21,14 @@ from app.errors import InputError
 from app.events import copy as copying
 from app.events.copy import copy
 from app.events.envelope import Event
+from app.events.erasure import plan_seqs, redact
 from app.events.logstore import LogStore
 from app.events.memory import MemoryStore
 from app.events.open import open_store
 from app.events.seal import head, seal_now
-from app.events.store import StoreError
+from app.events.store import Duplicate, StoreError
 from app.events.verify import verify
-from tests.contract.support import notes
+from tests.contract.support import must, notes
 from tests.events.copying import fill, same
 
 ROOT = Path(__file__).parents[2]
@@ -44,11 +46,55 @@ async def source(tmp_path: Path) -> AsyncIterator[LogStore]:
         yield store
 
 
+async def test_to_postgres_and_back(source: LogStore, tmp_path: Path, postgres_url: str) -> None:
+    async with open_store(postgres_url) as middle, opened("sqlite", tmp_path) as target:
+        first = (await must(source, notes("thread/quiet", "secret"))).first_seq
+        await copy(source, middle)
+        await same(source, middle)
+        await fill(source, seed=5, steps=60)
+        await copy(source, middle)  # and on
+        await same(source, middle)
+        await copy(middle, target)
+        await same(middle, target)
+        await same(source, target)
+        await erase(source, [first])
+        await copy(source, middle)
+        await copy(middle, target)
+        await same(source, target)
+        for store in (middle, target):  # both go on
+            await store.append(notes("thread/0", "later"))
+            await seal_now(store)
+            assert (await verify(store)).ok
+
+
+async def test_another_log_in_postgres_is_refused(source: LogStore, postgres_url: str) -> None:
+    async with open_store(postgres_url) as target:
+        await target.append(notes("thread/0", "mine"))
+        with pytest.raises(InputError, match="another log"):
+            await copy(source, target)
+        life = target.incarnation
+        with pytest.raises(StoreError, match="has events"):
+            await target.adopt(source.incarnation)
+        assert life == target.incarnation != await target.adopt()
+    async with open_store(postgres_url, read_only=True) as target:
+        assert target.incarnation != life
+
+
 @asynccontextmanager
 async def opened(kind: str, folder: Path) -> AsyncIterator[LogStore]:
     url = "memory:" if kind == "memory" else str(folder / "target.db")
     async with open_store(url, synchronous="normal") as store:
         yield store
+
+
+async def test_a_command_sent_again_changes_nothing(tmp_path: Path) -> None:
+    async with MemoryStore() as source, opened("sqlite", tmp_path) as target:
+        for number in range(5):
+            await source.append(notes("thread/a", "once", command=f"c{number}"))
+            await copy(source, target)
+        await same(source, target)
+        again = await target.append(notes("thread/a", "once", command="c3"))
+        assert again == Duplicate(4, 4)
 
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
@@ -114,6 +160,54 @@ async def test_the_source_grows_meanwhile(source: LogStore, tmp_path: Path) -> N
         await same(source, target)
 
 
+def all_bytes(folder: Path) -> bytes:
+    return b"".join(file.read_bytes() for file in folder.iterdir())
+
+
+async def erase(store: LogStore, seqs: list[int]) -> None:
+    done = await redact(store, await plan_seqs(store, seqs), reason="asked to")
+    assert done.events == len(seqs)
+
+
+async def test_what_was_erased_meanwhile_is_erased_in_the_copy(tmp_path: Path) -> None:
+    """Also in its files, and in rows that an earlier run had copied with their content."""
+    async with MemoryStore() as source:
+        for number in range(60):
+            await source.append(notes(f"thread/{number % 3}", f"secret-{number}-secret"))
+        await seal_now(source)
+        await erase(source, [5])
+        async with opened("sqlite", tmp_path) as target:
+            await copy(source, target)
+            await same(source, target)
+        assert b"secret-50-secret" in (tmp_path / "target.db").read_bytes()
+        await erase(source, [2, 51])
+        await source.append(notes("thread/1", "more"))
+        await erase(source, [33])
+        async with opened("sqlite", tmp_path) as target:
+            await copy(source, target)
+            await same(source, target)
+        files = all_bytes(tmp_path)
+        for number in (1, 4, 32, 50):
+            assert b"secret-%d-secret" % number not in files
+        assert b"secret-3-secret" in files
+
+
+async def test_erased_while_it_copies(tmp_path: Path) -> None:
+    async with MemoryStore() as source, opened("sqlite", tmp_path) as target:
+        for number in range(100):
+            await source.append(notes("thread/a", f"secret-{number}-secret"))
+        tasks: list[asyncio.Task[None]] = []
+
+        def step(done: int, total: int) -> None:
+            if not tasks and done > 10:
+                tasks.append(asyncio.create_task(erase(source, [3, 70, 99])))
+
+        await copy(source, target, step)
+        await tasks[0]
+        await copy(source, target)
+        await same(source, target)
+
+
 # ------------------------------------------------------------------------------ interruptions
 
 
@@ -125,7 +219,7 @@ def interrupt(store: LogStore, after: int, how: str) -> None:
     """Let the ``after``-th page fail before it is written, or be cancelled on its way."""
     real, count = store.load, 0
 
-    async def load(events: Sequence[Event], salts: Sequence[bytes]) -> int:
+    async def load(events: Sequence[Event], salts: Sequence[bytes], **more: Any) -> int:
         nonlocal count
         count += 1
         if count > after:
@@ -135,7 +229,7 @@ def interrupt(store: LogStore, after: int, how: str) -> None:
                 task.cancel()
             else:
                 raise Interrupted
-        return await real(events, salts)
+        return await real(events, salts, **more)
 
     store.load = load  # type: ignore[method-assign]
 
@@ -264,12 +358,12 @@ async def test_somebody_writes_into_the_target(source: LogStore, tmp_path: Path)
     async with opened("memory", tmp_path) as target:
         real, count = target.load, 0
 
-        async def load(events: Sequence[Event], salts: Sequence[bytes]) -> int:
+        async def load(events: Sequence[Event], salts: Sequence[bytes], **more: Any) -> int:
             nonlocal count
             count += 1
             if count == 3:
                 await target.append(notes("thread/0", "mine"))
-            return await real(events, salts)
+            return await real(events, salts, **more)
 
         target.load = load  # type: ignore[method-assign]
         with pytest.raises(StoreError, match="written by somebody else"):
