@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import logging
-import sqlite3
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -14,6 +13,7 @@ from app.events.catalogue import CATALOGUE, Payload
 from app.events.codec import PayloadError, Unknown, decode
 from app.events.envelope import Event
 from app.projections import ledger
+from app.projections.database import Connection, Trouble
 from app.projections.projection import Projection
 from app.projections.rows import Rows
 
@@ -77,7 +77,7 @@ def fold(
 
     Raises:
         Refused: The fold raised, or it needs a payload that cannot be read.
-        sqlite3.OperationalError: Rows could not be loaded.
+        Trouble: Rows could not be loaded.
 
     """
     apply, types, every = projection.apply, projection.types, projection.every
@@ -90,8 +90,8 @@ def fold(
                 payload = None
             if payload is not None or every:
                 apply(rows, event, payload)  # type: ignore[arg-type]
-    except sqlite3.OperationalError:
-        raise  # the disk, not the event
+    except Trouble:
+        raise  # the database, not the event
     except Exception as error:
         raise Refused(events[at], at) from error
 
@@ -114,43 +114,49 @@ class _Tracked:
 
 
 class Folder:
-    """Keeps projections up in one file. Not thread-safe; each method is one transaction."""
+    """Keeps projections up over one connection. Not thread-safe; each method is one transaction.
 
-    def __init__(self, connection: sqlite3.Connection, projections: Iterable[Projection]) -> None:
+    ``set_name`` names these projections in these versions: who leads them, see `Connection.lead`.
+    """
+
+    def __init__(self, connection: Connection, projections: Iterable[Projection]) -> None:
         self._connection = connection
         self._tracked = [_Tracked(projection) for projection in projections]
         self._types = frozenset().union(*(t.projection.types for t in self._tracked))
         self._warned: set[str] = set()
+        self.set_name = " ".join(
+            sorted(f"{t.projection.name}:{t.projection.version}" for t in self._tracked)
+        )
 
-    def seen(self) -> dict[str, ledger.Position | None]:
+    def seen(self) -> dict[str, ledger.Position]:
         """Positions as they are now; read them before the head of the log."""
-        names = [t.projection.name for t in self._tracked]
-        return {name: ledger.position(self._connection, name) for name in names}
+        return ledger.positions(self._connection)
 
     def start(
-        self, seen: dict[str, ledger.Position | None], *, incarnation: str, head: int
+        self, seen: dict[str, ledger.Position], *, incarnation: str, head: int
     ) -> dict[str, Standing]:
         """Make all projections ready; those whose rows cannot be used start over."""
-        with ledger.transaction(self._connection):
+        with self._connection.transaction():
             for tracked in self._tracked:
                 projection = tracked.projection
-                before = seen[projection.name]
+                before = seen.get(projection.name)
                 reason = ledger.prepare(
                     self._connection, projection, seen=before, incarnation=incarnation, head=head
                 )
                 if reason is not None and before is not None:
                     log.warning("projection %s starts over: %s", projection.name, reason)
+        ledger.sweep(self._connection, [t.projection.name for t in self._tracked])
         return self.refresh()
 
     def refresh(self) -> dict[str, Standing]:
-        """Take over what other processes did to the file."""
+        """Take over what other processes did."""
+        now = ledger.positions(self._connection)
         for tracked in self._tracked:
-            self._take_over(tracked)
+            self._take_over(tracked, now.get(tracked.projection.name))
         return {t.projection.name: t.standing for t in self._tracked}
 
-    def _take_over(self, tracked: _Tracked) -> None:
+    def _take_over(self, tracked: _Tracked, now: ledger.Position | None) -> None:
         projection, known = tracked.projection, tracked.standing
-        now = ledger.position(self._connection, projection.name)
         if now is None or now.version != projection.version:
             error = "its tables belong to another version of Everlog; restart this one"
             tracked.standing = Standing(known.seq, known.generation, error)
@@ -176,9 +182,9 @@ class Folder:
         payloads = read(events, self._types)
         self._warn(events, payloads)
         try:
-            with ledger.transaction(self._connection):
+            with self._connection.transaction():
+                self.refresh()
                 for tracked in self._tracked:
-                    self._take_over(tracked)
                     # Another process may have moved it back: then the runner reads again.
                     if tracked.standing.error is None and tracked.standing.seq >= after:
                         self._fold(tracked, events, payloads)
@@ -214,19 +220,15 @@ class Folder:
 
     def _flush(self, projection: Projection, rows: Rows) -> Exception | None:
         """Write what changed, or nothing and return what is wrong with it."""
-        self._connection.execute("SAVEPOINT flush")
         try:
-            rows.flush()
-        except sqlite3.OperationalError:
+            with self._connection.attempt():
+                rows.flush()
+        except Trouble:
             raise
         except Exception as reason:
             log.exception("projection %s has rows that cannot be written", projection.name)
-            self._connection.execute("ROLLBACK TO flush")
             rows.forget()
             return reason
-        finally:
-            if self._connection.in_transaction:
-                self._connection.execute("RELEASE flush")
         return None
 
     def _warn(self, events: Sequence[Event], payloads: list[Read]) -> None:

@@ -86,25 +86,12 @@ class Request(msgspec.Struct):
     messages: list[str] = []
 
 
-def _search(table: str, column: str) -> tuple[str, ...]:
-    """DDL of a full-text index over a column of a table, kept up by triggers."""
-    fts = f"{{p}}{table}_search"
-    add = f"INSERT INTO {fts} (rowid, {column}) VALUES (new.first, new.{column});"
-    drop = f"INSERT INTO {fts} ({fts}, rowid, {column}) VALUES ('delete', old.first, old.{column});"
-    return (
-        f"CREATE VIRTUAL TABLE {fts} USING fts5({column}, content='{{p}}{table}',"
-        " content_rowid='first', tokenize='unicode61 remove_diacritics 2')",
-        f"CREATE TRIGGER {fts}_add AFTER INSERT ON {{p}}{table} BEGIN {add} END",
-        f"CREATE TRIGGER {fts}_set AFTER UPDATE OF {column} ON {{p}}{table}"
-        f" WHEN new.{column} IS NOT old.{column} BEGIN {drop} {add} END",
-    )
-
-
 THREAD = Table(
     "thread",
     Thread,
     key=("id",),
     rowid="first",
+    search="title",
     also=("CREATE INDEX {p}thread_active ON {p}thread (owner, active) WHERE deleted = 0",),
 )
 MESSAGE = Table(
@@ -112,6 +99,7 @@ MESSAGE = Table(
     Message,
     key=("thread", "id"),
     rowid="first",
+    search="text",
     also=("CREATE INDEX {p}message_order ON {p}message (thread, first)",),
 )
 RUN = Table(
@@ -131,7 +119,6 @@ class History(Projection):
     tables = (THREAD, MESSAGE, RUN, REQUEST)
     pieces = Pieces("piece")
     every = True
-    also = (*_search("thread", "title"), *_search("message", "text"))
 
     def apply(self, rows: Rows, event: Event, payload: c.Payload | Unknown | None) -> None:
         """Fold one event; every event of a conversation moves its thread's version."""

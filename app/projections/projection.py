@@ -40,7 +40,6 @@ class Projection:
         version: Raise it whenever the same events would give other rows.
         tables: Tables of rows.
         pieces: Table of growing texts, or None.
-        also: More DDL, with ``{p}`` for the generation prefix.
         every: `apply` wants events of all types, also those without a fold.
 
     """
@@ -49,7 +48,6 @@ class Projection:
     version: ClassVar[int]
     tables: ClassVar[tuple[Table[Any], ...]]
     pieces: ClassVar[Pieces | None] = None
-    also: ClassVar[tuple[str, ...]] = ()
     every: ClassVar[bool] = False
     _methods: ClassVar[dict[type[Any], str]] = {}
 
@@ -76,10 +74,7 @@ class Projection:
         """Prefix of the table names of a generation."""
         return f"{self.name}_{generation}_"
 
-    def ddl(self, generation: int) -> list[str]:
-        """Statements that create the tables of a generation."""
-        prefix = self.prefix(generation)
-        statements = [statement for table in self.tables for statement in table.ddl(prefix)]
-        if self.pieces is not None:
-            statements += self.pieces.ddl(prefix)
-        return statements + [statement.replace("{p}", prefix) for statement in self.also]
+    @property
+    def all_tables(self) -> tuple[Table[Any], ...]:
+        """All its tables, that of the pieces among them."""
+        return self.tables if self.pieces is None else (*self.tables, self.pieces)

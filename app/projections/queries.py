@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
 from typing import Any
 
 import msgspec
 
+from app.projections.database import Connection
 from app.projections.requests import RequestRow
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "RunRow",
     "Span",
     "ThreadRow",
-    "match",
     "prefixes",
     "requests",
     "thread",
@@ -28,7 +27,6 @@ Prefixes = dict[str, str]
 
 PREVIEW = 160
 MAX_LIMIT = 1000
-MAX_WORDS = 32
 
 
 class ThreadRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,20 +75,10 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     message: str | None
 
 
-def prefixes(connection: sqlite3.Connection) -> Prefixes:
+def prefixes(connection: Connection) -> Prefixes:
     """Read which generation of each projection serves."""
-    rows = connection.execute("SELECT name, generation FROM projection")
+    rows = connection.all("SELECT name, generation FROM projection")
     return {name: f"{name}_{generation}_" for name, generation in rows}
-
-
-def match(search: str) -> str | None:
-    """Turn what a person typed into an FTS5 query: all words, each as a prefix; None if no word.
-
-    Words are quoted, so no character of them has a meaning in the query language.
-    """
-    words = [word for word in search.replace("\0", " ").split() if any(map(str.isalnum, word))]
-    quoted = ['"' + word.replace('"', '""') + '"*' for word in words[:MAX_WORDS]]
-    return " ".join(quoted) or None
 
 
 def _thread_columns(p: str) -> str:
@@ -118,7 +106,7 @@ def _thread_row(row: tuple[Any, ...]) -> ThreadRow:
 
 
 def threads(
-    connection: sqlite3.Connection,
+    connection: Connection,
     using: Prefixes,
     *,
     owner: str | None,
@@ -128,42 +116,36 @@ def threads(
 ) -> list[ThreadRow]:
     """See `Views.threads`."""
     p, where = using["history"], ["t.deleted = 0"]
+    values: list[Any] = []
     if owner is not None:
-        where.append("t.owner = :owner")
+        where.append("t.owner = ?")
+        values.append(owner)
     if before is not None:
-        where.append("t.active < :before")
-    words = match(search) if search and not search.isspace() else None
+        where.append("t.active < ?")
+        values.append(before)
     if search and not search.isspace():
-        if words is None:
+        titles, texts = (connection.search(p + table, search) for table in ("thread", "message"))
+        if titles is None or texts is None:
             return []
         where.append(
-            f"""(t.first IN (
-                SELECT rowid FROM {p}thread_search WHERE {p}thread_search MATCH :words)
-            OR t.id IN (
-                SELECT m.thread FROM {p}message_search s JOIN {p}message m ON m.first = s.rowid
-                WHERE s.{p}message_search MATCH :words))"""
+            f"""(t.first IN (SELECT m.first FROM {p}thread m WHERE {titles[0]})
+            OR t.id IN (SELECT m.thread FROM {p}message m WHERE {texts[0]}))"""
         )
-    sql = f"{_thread_columns(p)} WHERE {' AND '.join(where)} ORDER BY t.active DESC LIMIT :limit"
-    found = connection.execute(
-        sql,
-        {
-            "owner": owner,
-            "before": before,
-            "words": words,
-            "limit": max(1, min(limit, MAX_LIMIT)),
-        },
-    )
+        values += [titles[1], texts[1]]
+    values.append(max(1, min(limit, MAX_LIMIT)))
+    sql = f"{_thread_columns(p)} WHERE {' AND '.join(where)} ORDER BY t.active DESC LIMIT ?"
+    found = connection.all(sql, *values)
     return [_thread_row(row) for row in found]
 
 
-def thread(connection: sqlite3.Connection, using: Prefixes, id: str) -> ThreadRow | None:
+def thread(connection: Connection, using: Prefixes, id: str) -> ThreadRow | None:
     """See `Views.thread`."""
     sql = f"{_thread_columns(using['history'])} WHERE t.id = ? AND t.deleted = 0"
-    row = connection.execute(sql, (id,)).fetchone()
+    row = connection.one(sql, id)
     return _thread_row(row) if row is not None else None
 
 
-def timeline(connection: sqlite3.Connection, using: Prefixes, stream: str) -> list[Span]:
+def timeline(connection: Connection, using: Prefixes, stream: str) -> list[Span]:
     """See `Views.timeline`."""
     # Spans that begin with one event stand outermost first.
     sql = f"""
@@ -171,7 +153,7 @@ def timeline(connection: sqlite3.Connection, using: Prefixes, stream: str) -> li
         FROM {using["timeline"]}span WHERE stream = ?
         ORDER BY position, CASE kind WHEN 'run' THEN 0 WHEN 'step' THEN 1 WHEN 'message' THEN 2
             WHEN 'request' THEN 3 ELSE 4 END, id"""
-    return [_span(row) for row in connection.execute(sql, (stream,))]
+    return [_span(row) for row in connection.all(sql, stream)]
 
 
 def _span(row: tuple[Any, ...]) -> Span:
@@ -194,18 +176,17 @@ def _span(row: tuple[Any, ...]) -> Span:
 
 
 def requests(
-    connection: sqlite3.Connection, using: Prefixes, *, state: str | None, limit: int
+    connection: Connection, using: Prefixes, *, state: str | None, limit: int
 ) -> list[RequestRow]:
     """See `Views.requests`."""
     columns = ", ".join(f'"{field.name}"' for field in msgspec.structs.fields(RequestRow))
-    sql = f"""
-        SELECT {columns} FROM {using["requests"]}request
-        WHERE :state IS NULL OR state = :state ORDER BY seq DESC LIMIT :limit"""
-    values = {"state": state, "limit": max(1, min(limit, MAX_LIMIT))}
-    return [RequestRow(*row) for row in connection.execute(sql, values)]
+    where, values = ("WHERE state = ?", [state]) if state is not None else ("", [])
+    sql = f"SELECT {columns} FROM {using['requests']}request {where} ORDER BY seq DESC LIMIT ?"
+    rows = connection.all(sql, *values, max(1, min(limit, MAX_LIMIT)))
+    return [RequestRow(*row) for row in rows]
 
 
-def unfinished_runs(connection: sqlite3.Connection, using: Prefixes) -> list[RunRow]:
+def unfinished_runs(connection: Connection, using: Prefixes) -> list[RunRow]:
     """See `Views.unfinished_runs`."""
     sql = f"""
         SELECT id, thread, node, hook, resumable, message FROM {using["history"]}run
@@ -214,5 +195,5 @@ def unfinished_runs(connection: sqlite3.Connection, using: Prefixes) -> list[Run
         RunRow(
             run=id, thread=thread, node=node, hook=hook, resumable=bool(resumable), message=message
         )
-        for id, thread, node, hook, resumable, message in connection.execute(sql)
+        for id, thread, node, hook, resumable, message in connection.all(sql)
     ]

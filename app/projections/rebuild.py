@@ -1,13 +1,14 @@
 """Rebuild: fill new tables from the log beside those that serve, then swap.
 
-Blue/green: nothing a reader sees changes until one transaction lets the new generation serve and
-drops the old one. The fold runs in memory, outside any transaction; only writing a batch holds
-the file's lock. It may run in another process than the one that keeps the projections up.
+Blue/green: nothing a reader sees changes until one transaction lets the new generation serve;
+the old one is dropped after it. The fold runs in memory, outside any transaction; only writing a
+batch holds the writers' lock. It may run in another process than the one that keeps the
+projections up.
 """
 
 from __future__ import annotations
 
-import sqlite3
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 
@@ -18,6 +19,7 @@ from app.events.envelope import Event
 from app.events.ids import uuid7
 from app.events.store import EventStore
 from app.projections import ledger
+from app.projections.database import Connection, Trouble, Where
 from app.projections.folding import Refused, fold, read
 from app.projections.projection import Projection
 from app.projections.rows import Rows
@@ -44,7 +46,7 @@ class Rebuilt(msgspec.Struct, frozen=True):
 
 async def rebuild(
     store: EventStore,
-    path: str,
+    where: Where,
     projections: Sequence[Projection],
     *,
     progress: Progress | None = None,
@@ -53,16 +55,17 @@ async def rebuild(
 
     Args:
         store: The log; may be open for reading only.
-        path: File of the read models.
+        where: File of the read models, or URL of the Postgres database they are in.
         projections: What to rebuild.
         progress: Told after each batch.
 
     Raises:
         EverlogError: Another rebuild is at work, or an event cannot be folded: it is malformed,
             or newer than this code. What served before goes on serving.
+        Trouble: The database of the read models is away, or full. So it does then.
 
     """
-    filler = _Filler(path, projections, store.incarnation)
+    filler = _Filler(where, projections, store.incarnation)
     try:
         await in_thread(filler.begin)
         began, total = time.perf_counter(), await store.head()
@@ -70,6 +73,8 @@ async def rebuild(
             events = await store.fetch(after=filler.seq, limit=BATCH)
             if events:
                 await in_thread(filler.fill, events)
+            elif not filler.indexed:
+                await in_thread(filler.index)
             else:
                 await _swap(store, filler)
             if progress is not None:
@@ -89,7 +94,8 @@ async def _swap(store: EventStore, filler: _Filler) -> None:
     """
     await in_thread(filler.lock)
     try:
-        while events := await store.fetch(after=filler.seq, until=filler.serving(), limit=BATCH):
+        serving = await in_thread(filler.serving)
+        while events := await store.fetch(after=filler.seq, until=serving, limit=BATCH):
             await in_thread(filler.fold, events)
         await in_thread(filler.swap)
     finally:
@@ -99,14 +105,14 @@ async def _swap(store: EventStore, filler: _Filler) -> None:
 class _Filler:
     """The synchronous side: new generations of some projections, being filled."""
 
-    def __init__(self, path: str, projections: Sequence[Projection], incarnation: str) -> None:
-        self._path = path
+    def __init__(self, where: Where, projections: Sequence[Projection], incarnation: str) -> None:
+        self._where = where
         self._projections, self._incarnation, self._token = projections, incarnation, uuid7()
         self._types = frozenset().union(*(p.types for p in projections))
         self._rows: list[Rows] = []
         self.generations: list[int] = []
         self.seq = self.done = 0
-        self.swapped = False
+        self.indexed = self.swapped = False
 
     def begin(self) -> None:
         """Create the tables of the new generations.
@@ -115,9 +121,9 @@ class _Filler:
             EverlogError: Another rebuild is at work.
 
         """
-        self._connection: sqlite3.Connection = ledger.connect(self._path)
+        self._connection: Connection = ledger.open_ledger(self._where, rebuilding=True)
         try:
-            with ledger.transaction(self._connection):
+            with self._connection.transaction():
                 generations = [
                     ledger.take(self._connection, projection, self._token, stale=STALE_SECONDS)
                     for projection in self._projections
@@ -134,8 +140,14 @@ class _Filler:
     def fill(self, events: Sequence[Event]) -> None:
         """Fold a batch, then write it in one transaction."""
         self.fold(events)
-        with ledger.transaction(self._connection):
+        with self._connection.transaction():
             self._flush()
+
+    def index(self) -> None:
+        """Create what is cheaper to create once the tables are full."""
+        for projection, generation in zip(self._projections, self.generations, strict=True):
+            ledger.index(self._connection, projection, generation)
+        self.indexed = True
 
     def fold(self, events: Sequence[Event]) -> None:
         """Fold a batch in memory."""
@@ -158,7 +170,7 @@ class _Filler:
 
     def lock(self) -> None:
         """Begin the transaction of the swap."""
-        self._connection.execute("BEGIN IMMEDIATE")
+        self._connection.begin()
 
     def serving(self) -> int:
         """How far any of the generations that serve has come."""
@@ -168,10 +180,9 @@ class _Filler:
         )
 
     def swap(self) -> None:
-        """Write what is left, let the new generations serve and drop the old, all at once."""
+        """Write what is left and let the new generations serve, all at once."""
         self._flush()
         for projection, generation in zip(self._projections, self.generations, strict=True):
-            old = ledger.position(self._connection, projection.name)
             ledger.release(self._connection, projection.name, self._token)
             ledger.point(
                 self._connection,
@@ -180,25 +191,25 @@ class _Filler:
                 incarnation=self._incarnation,
                 seq=self.seq,
             )
-            if old is not None:
-                ledger.drop(self._connection, projection.prefix(old.generation))
-        self._connection.execute("COMMIT")
+        self._connection.commit()
         self.swapped = True
 
     def unlock(self) -> None:
         """Take the transaction of the swap back, unless it was committed."""
-        if self._connection.in_transaction:
-            self._connection.execute("ROLLBACK")
+        if not self.swapped:
+            self._connection.rollback()
 
     def close(self) -> None:
-        """Close; drop the new tables unless they serve."""
+        """Drop the tables that do not serve, new or old, and close."""
         if not self.generations:
             return
         try:
-            if not self.swapped:
-                with ledger.transaction(self._connection):
-                    for p, generation in zip(self._projections, self.generations, strict=True):
-                        if ledger.release(self._connection, p.name, self._token):
-                            ledger.drop(self._connection, p.prefix(generation))
+            # If it is away now, whoever rebuilds or starts next does this.
+            with contextlib.suppress(Trouble):
+                if not self.swapped:
+                    with self._connection.transaction():
+                        for projection in self._projections:
+                            ledger.release(self._connection, projection.name, self._token)
+                ledger.sweep(self._connection, [p.name for p in self._projections])
         finally:
             self._connection.close()

@@ -3,6 +3,10 @@
 One pass over the log serves all of them: events are fetched and decoded once. Folding happens in
 a worker thread, a batch at a time, rows and checkpoints in one transaction. While nobody waits
 for it the runner works at most half of the time, so that streaming keeps the processor.
+
+In Postgres one of all processes leads: it folds, the others look how far it has come, and take
+its place when it is gone. The lead is bound to the connection that writes, so whoever loses it
+learns so before the next commit. In SQLite everybody folds what is not folded yet.
 """
 
 from __future__ import annotations
@@ -10,13 +14,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import sqlite3
 import time
 from collections.abc import Sequence
 
-from app.errors import EverlogError
+from app.errors import EverlogError, StartupError
 from app.events.store import EventStore, StoreClosed
 from app.projections import ledger
+from app.projections.database import Connection, Trouble, Where
 from app.projections.folding import Folder, Standing
 from app.projections.projection import Projection
 from app.projections.threads import in_thread
@@ -32,14 +36,18 @@ BULK = 4000
 """Most events of a transaction while catching up from far behind."""
 
 POLL_SECONDS = 1.0
-"""How often a quiet log is looked away from, to see whether another process rebuilt something."""
+"""How often a quiet log is looked away from, to see whether another process rebuilt something; and
+how often one that does not lead looks whether it may."""
+
+GLANCE_SECONDS = 0.02
+"""The same for one that does not lead while readers wait."""
 
 PAUSE_SECONDS = 0.1
 """Shortest pause after a batch nobody waits for: while tokens stream, a fold and a transaction for
 each commit would cost a quarter of the server's time. Readers that wait cut it short."""
 
-RETRY_SECONDS = (0.1, 5.0)
-"""First and longest wait after the file could not be written."""
+RETRY_SECONDS = (0.1, 2.0)
+"""First and longest wait after the database could not be written."""
 
 
 class Runner:
@@ -48,30 +56,38 @@ class Runner:
     Attributes:
         standings: Where each projection stands, by name.
         trouble: Why the last batch could not be written; None if it was.
+        leading: Whether this one folds.
 
     """
 
-    def __init__(
-        self, store: EventStore, connection: sqlite3.Connection, projections: Sequence[Projection]
-    ) -> None:
+    def __init__(self, store: EventStore, where: Where, projections: Sequence[Projection]) -> None:
         self._store = store
-        self._folder = Folder(connection, projections)
-        self._connection = connection
+        self._where = where
+        self._projections = projections
+        self._connection: Connection | None = None
+        self._folder: Folder
         self._moved = asyncio.Event()
         self._wanted = asyncio.Event()
         self._waiting = 0
         self._idling: asyncio.Timeout | None = None
         self.standings: dict[str, Standing] = {}
         self.trouble: str | None = None
+        self.leading = False
 
     async def start(self) -> None:
-        """Make the projections ready; those whose rows cannot be used start over."""
+        """Connect and make the projections ready; those whose rows cannot be used start over."""
+        await in_thread(self._connect)
         seen = await in_thread(self._folder.seen)
         head = await self._store.head()
         incarnation = self._store.incarnation
-        self.standings = await in_thread(
-            lambda: self._folder.start(seen, incarnation=incarnation, head=head)
+        self._move(
+            await in_thread(lambda: self._folder.start(seen, incarnation=incarnation, head=head))
         )
+
+    def _connect(self) -> None:
+        self.close()
+        self._connection = ledger.open_ledger(self._where)
+        self._folder = Folder(self._connection, self._projections)
 
     async def run(self) -> None:
         """Fold until cancelled, or until the store closes. No error ends it silently."""
@@ -84,11 +100,22 @@ class Runner:
                 return
             except Exception as error:
                 self.trouble = f"{type(error).__name__}: {error}"
-                log.exception("the read models cannot be kept up; trying again in %.1f s", delay)
+                expected = isinstance(error, Trouble)
+                log.warning(
+                    "the read models cannot be kept up, trying again in %.1f s: %s",
+                    delay,
+                    error,
+                    exc_info=not expected,
+                )
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, longest)
 
     async def _step(self) -> None:
+        if self._connection is None or not self._connection.usable:
+            await self.start()
+        if not self.leading and not await self._lead():
+            await self._stand_by()
+            return
         running = [s.seq for s in self.standings.values() if s.error is None]
         after = min(running, default=-1)
         if not await self._news(after):
@@ -100,6 +127,22 @@ class Runner:
         began = time.perf_counter()
         self._move(await in_thread(self._folder.fold, after, events))
         await self._pause(time.perf_counter() - began)
+
+    async def _lead(self) -> bool:
+        assert self._connection is not None
+        self.leading = await in_thread(self._connection.lead, self._folder.set_name)
+        if self.leading:
+            log.debug("this process keeps the read models up")
+        return self.leading
+
+    async def _stand_by(self) -> None:
+        """Look how far the one that leads has come, then wait a little."""
+        self._move(await in_thread(self._folder.refresh))
+        self._wanted.clear()
+        seconds = GLANCE_SECONDS if self._waiting else POLL_SECONDS
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wanted.wait()
 
     async def _news(self, after: int) -> bool:
         """Wait for an event past ``after`` (-1: none counts); False: look at the file instead."""
@@ -116,12 +159,18 @@ class Runner:
 
     async def notice(self, generations: dict[str, int]) -> None:
         """Take generations over that a rebuild in this process has let serve."""
-        with contextlib.suppress(TimeoutError):  # the runner has ended, or has trouble
+        self._waiting += 1
+        self._wanted.set()
+        try:
             async with asyncio.timeout(2 * POLL_SECONDS):
                 while any(self.standings[n].generation < g for n, g in generations.items()):
                     if self._idling is not None:
                         self._idling.reschedule(asyncio.get_running_loop().time())
                     await self._moved.wait()
+        except TimeoutError:
+            pass  # the runner has ended, or has trouble
+        finally:
+            self._waiting -= 1
 
     async def _pause(self, worked: float) -> None:
         if self._waiting:
@@ -168,24 +217,29 @@ class Runner:
         return min(running) >= seq
 
     def close(self) -> None:
-        """Close the writing connection. Call when `run` has ended."""
-        with contextlib.suppress(sqlite3.Error):
-            self._connection.execute("PRAGMA optimize")
-        self._connection.close()
+        """Close the writing connection. Call in a thread, when `run` has ended."""
+        self.leading = False
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
     @classmethod
-    async def open(cls, store: EventStore, path: str, projections: Sequence[Projection]) -> Runner:
-        """Open the file and make the projections ready.
+    async def open(
+        cls, store: EventStore, where: Where, projections: Sequence[Projection]
+    ) -> Runner:
+        """Open the file or database and make the projections ready.
 
         Raises:
-            StartupError: The file cannot be opened, or is something else.
+            StartupError: It cannot be opened, or is something else.
 
         """
-        connection = await in_thread(ledger.connect, path)
-        runner = cls(store, connection, projections)
+        runner = cls(store, where, projections)
         try:
             await runner.start()
+        except Trouble as error:
+            await in_thread(runner.close)
+            raise StartupError(error.message, hint="Start the database, then try again.") from error
         except BaseException:
-            connection.close()
+            await in_thread(runner.close)
             raise
         return runner

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sqlite3
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -18,12 +17,14 @@ from app.errors import InputError
 from app.events.envelope import thread_stream
 from app.events.store import EventStore
 from app.projections import ledger, queries
+from app.projections.database import Connection, Moved, Trouble, Where, connect
 from app.projections.history import History
 from app.projections.projection import Projection
 from app.projections.queries import Prefixes, RunRow, Span, ThreadRow
 from app.projections.rebuild import Progress, Rebuilt, rebuild
 from app.projections.requests import RequestRow, Requests
 from app.projections.runner import Runner
+from app.projections.threads import in_thread
 from app.projections.timeline import Timeline
 
 __all__ = [
@@ -39,6 +40,8 @@ __all__ = [
 
 T = TypeVar("T")
 READERS = 3
+TRIES = 5
+"""Reads that met a rebuild's swap are done again."""
 
 #: Projections by name, in the order they are shown.
 PROJECTIONS: dict[str, type[Projection]] = {p.name: p for p in (History, Timeline, Requests)}
@@ -47,7 +50,7 @@ PROJECTIONS: dict[str, type[Projection]] = {p.name: p for p in (History, Timelin
 class Checkpoint(msgspec.Struct, frozen=True):
     """Where a projection stands: ``behind`` events before the head of the log.
 
-    ``error`` says why it stands still, or why the file cannot be written; None: all is well.
+    ``error`` says why it stands still, or why rows cannot be written; None: all is well.
     """
 
     name: str
@@ -75,17 +78,17 @@ def named(names: Sequence[str] | None) -> list[Projection]:
 class Views:
     """Read models of a log. Open with `Views.open`; every read sees one consistent moment."""
 
-    def __init__(self, store: EventStore, path: str, runner: Runner) -> None:
+    def __init__(self, store: EventStore, where: Where, runner: Runner) -> None:
         self._store = store
-        self._path = path
+        self._where = where
         self._runner = runner
-        self._idle: list[sqlite3.Connection] = []
+        self._idle: list[Connection] = []
         self._limit = anyio.CapacityLimiter(READERS)
         self._closed = False
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, store: EventStore, path: str | Path | None) -> AsyncIterator[Views]:
+    async def open(cls, store: EventStore, where: Where | None) -> AsyncIterator[Views]:
         """Open the read models and keep them up for the time of a ``with`` block.
 
         Rows of another log, of another version of the code, or from after the head of a restored
@@ -93,18 +96,20 @@ class Views:
 
         Args:
             store: The log; may be open for reading only.
-            path: File of the read models; None keeps them only as long as the block.
+            where: File of the read models, or URL of a Postgres database: they are in its current
+                schema, and one process keeps them up for all; None keeps them only as long as the
+                block.
 
         Raises:
-            StartupError: The file cannot be opened, or is something else.
+            StartupError: The file or database cannot be opened, or is something else.
 
         """
         with contextlib.ExitStack() as stack:
-            if path is None:
+            if where is None:
                 folder = tempfile.TemporaryDirectory(prefix="everlog-views-")
-                path = Path(stack.enter_context(folder)) / "views"
-            runner = await Runner.open(store, str(path), named(None))
-            views = cls(store, str(path), runner)
+                where = Path(stack.enter_context(folder)) / "views"
+            runner = await Runner.open(store, where, named(None))
+            views = cls(store, where, runner)
             task = asyncio.create_task(runner.run(), name="everlog-projections")
             try:
                 yield views
@@ -112,34 +117,59 @@ class Views:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
-                views._close()
+                await in_thread(views._close)
 
     def _close(self) -> None:
         self._closed = True
-        while self._idle:
-            self._idle.pop().close()
+        self._drop_idle()
         self._runner.close()
 
-    async def _read(self, query: Callable[[sqlite3.Connection, Prefixes], T]) -> T:
-        """Run a query in a thread, in one read transaction; one hop, so never left half done."""
+    def _drop_idle(self) -> None:
+        while True:
+            try:
+                self._idle.pop().close()
+            except IndexError:
+                return
+
+    async def _read(self, query: Callable[[Connection, Prefixes], T]) -> T:
+        """Run a query in a thread, in one read transaction; one hop, so never left half done.
+
+        Raises:
+            Trouble: The database is away, or too slow.
+
+        """
         return await anyio.to_thread.run_sync(self._read_now, query, limiter=self._limit)
 
-    def _read_now(self, query: Callable[[sqlite3.Connection, Prefixes], T]) -> T:
-        try:
-            connection = self._idle.pop()
-        except IndexError:
-            connection = ledger.connect(self._path, readonly=True)
-        try:
-            connection.execute("BEGIN")
+    def _read_now(self, query: Callable[[Connection, Prefixes], T]) -> T:
+        for attempt in range(TRIES):
+            connection, known = self._take()
             try:
-                return query(connection, queries.prefixes(connection))
+                with connection.reading():
+                    return query(connection, queries.prefixes(connection))
+            except Moved:
+                if attempt == TRIES - 1:
+                    raise
+            except Trouble:
+                if connection.usable or not known:
+                    raise
+                self._drop_idle()  # the others were lost with it: once more with a new one
             finally:
-                connection.execute("ROLLBACK")
-        finally:
-            if self._closed:  # its caller was cancelled, and the block has ended meanwhile
-                connection.close()
-            else:
-                self._idle.append(connection)
+                self._give_back(connection)
+        raise AssertionError("unreachable")
+
+    def _take(self) -> tuple[Connection, bool]:
+        """Return a connection, and whether it has served before."""
+        try:
+            return self._idle.pop(), True
+        except IndexError:
+            return connect(self._where, "read"), False
+
+    def _give_back(self, connection: Connection) -> None:
+        # If closed, its caller was cancelled, and the block has ended meanwhile.
+        if self._closed or not connection.usable:
+            connection.close()
+        else:
+            self._idle.append(connection)
 
     # ------------------------------------------------------------------------------ reading
 
@@ -200,9 +230,7 @@ class Views:
 
     async def checkpoints(self) -> list[Checkpoint]:
         """Say where each projection stands."""
-        positions = await self._read(
-            lambda connection, _: {n: ledger.position(connection, n) for n in PROJECTIONS}
-        )
+        positions = await self._read(lambda connection, _: ledger.positions(connection))
         head, runner = await self._store.head(), self._runner
         return [
             Checkpoint(
@@ -214,7 +242,7 @@ class Views:
                 error=runner.standings[name].error or position.error or runner.trouble,
             )
             for name, position in positions.items()
-            if position is not None
+            if name in PROJECTIONS
         ]
 
     async def rebuild(
@@ -227,6 +255,6 @@ class Views:
             EverlogError: Another rebuild is at work, or an event is newer than this code.
 
         """
-        done = await rebuild(self._store, self._path, named(names), progress=progress)
+        done = await rebuild(self._store, self._where, named(names), progress=progress)
         await self._runner.notice(done.generations)
         return done

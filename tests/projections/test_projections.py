@@ -15,6 +15,7 @@ from app.events import catalogue as c
 from app.events.codec import decode
 from app.events.memory import MemoryStore
 from app.projections import ledger
+from app.projections.database import Where, connect
 from app.projections.folding import fold
 from app.projections.rows import Rows
 from app.projections.state import ThreadState, apply, empty
@@ -27,7 +28,7 @@ class Folded:
     """All projections folded in memory, with everything forgotten after some events."""
 
     def __init__(self, log: History, cuts: set[int]) -> None:
-        self.connection = ledger.connect(":memory:")
+        self.connection = connect(":memory:")
         folds = []
         for projection in named(None):
             ledger.create(self.connection, projection, 1)
@@ -42,7 +43,7 @@ class Folded:
                     rows.forget()
 
     def select(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
-        return self.connection.execute(sql, values).fetchall()
+        return self.connection.all(sql, *values)
 
 
 def assert_same(log: History, cuts: set[int]) -> None:
@@ -179,14 +180,14 @@ async def test_rebuilt_equals_live(log: History, sizes: list[int]) -> None:
             await assert_rebuild_equals_live(store, path)
 
 
-async def spans(log: History) -> list[Span]:
-    async with MemoryStore() as store, Views.open(store, None) as views:
+async def spans(log: History, where: Where | None = None) -> list[Span]:
+    async with MemoryStore() as store, Views.open(store, where) as views:
         await write(store, log.events)
         await views.reached(await store.head())
         return await views.timeline("t")
 
 
-async def test_phases_of_a_request_follow_each_other_without_a_gap() -> None:
+async def test_phases_of_a_request_follow_each_other_without_a_gap(where: Where) -> None:
     log = History()
     log.ask()
     log.generate("q1", "a", "b")
@@ -196,7 +197,7 @@ async def test_phases_of_a_request_follow_each_other_without_a_gap() -> None:
     log.move("q1", "request.abandoned")
     log.generate("q1", "d")
     log.move("q1", "request.finished", text="abcd")
-    found = await spans(log)
+    found = await spans(log, where)
     phases = [span for span in found if span.kind == "phase"]
     assert [(p.name, p.detail["tokens"]) for p in phases] == [
         ("queue", 0),
@@ -219,7 +220,9 @@ async def test_phases_of_a_request_follow_each_other_without_a_gap() -> None:
     assert (answer.status, answer.end, answer.parent) == ("done", request.end, "r1")
 
 
-async def test_steps_stand_under_their_run_and_requests_under_their_step() -> None:
+async def test_steps_stand_under_their_run_and_requests_under_their_step(
+    where: Where,
+) -> None:
     log = History()
     log.add(c.RunStarted(run="r1", hook="on_message", node="n"))
     log.add(c.StepStarted(step="s1", name="plan"), run="r1")
@@ -229,7 +232,7 @@ async def test_steps_stand_under_their_run_and_requests_under_their_step() -> No
     log.add(c.StepStarted(step="s3", name="llm", request="q2"), run="r1")
     log.add(c.StepCompleted(step="s2"), run="r1")
     log.add(c.RunInterrupted(run="r1", reason="crash"))
-    found = {span.id: span for span in await spans(log)}
+    found = {span.id: span for span in await spans(log, where)}
     parents = {id: found[id].parent for id in ("r1", "s1", "s2", "q1", "s3", "q2")}
     expected = {"r1": None, "s1": "r1", "s2": "s1", "q1": "s2", "s3": "r1", "q2": "s3"}
     assert parents == expected
@@ -240,14 +243,14 @@ async def test_steps_stand_under_their_run_and_requests_under_their_step() -> No
     assert found["r1"].detail["reason"] == "crash"
 
 
-async def test_requests_outside_conversations_have_rows() -> None:
+async def test_requests_outside_conversations_have_rows(where: Where) -> None:
     log = History()
     log.move("q1", "request.queued", stream="request/q1")
     log.move("q1", "request.claimed", stream="request/q1")
     log.move("q1", "request.started", stream="request/q1")
     log.move("q1", "tokens.generated", stream="request/q1")
     log.ask(2)
-    async with MemoryStore() as store, Views.open(store, None) as views:
+    async with MemoryStore() as store, Views.open(store, where) as views:
         await write(store, log.events)
         await views.reached(len(log.events))
         in_thread, alone = await views.requests()
@@ -260,23 +263,22 @@ async def test_requests_outside_conversations_have_rows() -> None:
     assert (in_thread.thread, in_thread.run, in_thread.state) == ("t", "r2", "queued")
 
 
-async def test_text_of_a_failed_request_is_joined_from_its_batches(tmp_path: Path) -> None:
-    path = tmp_path / "views"
+async def test_text_of_a_failed_request_is_joined_from_its_batches(where: Where) -> None:
     log = History()
     log.ask()
     log.generate("q1", "one ", "two ")
     async with MemoryStore() as store:
-        async with Views.open(store, path) as views:
+        async with Views.open(store, where) as views:
             await write(store, log.events)
             await views.reached(len(log.events))
-        assert [row[-1] for row in dump(path)["history piece"]] == ["one ", "two "]
+        assert [row[-1] for row in dump(where)["history piece"]] == ["one ", "two "]
         cut = len(log.events)
         log.generate("q1", "three")
         log.move("q1", "request.failed", text="broken")
-        async with Views.open(store, path) as views:
+        async with Views.open(store, where) as views:
             await write(store, log.events[cut:])
             await views.reached(len(log.events))
             row = await views.thread("t")
         assert row is not None and row.preview == "one two three"
-        assert dump(path)["history piece"] == []
-        await assert_rebuild_equals_live(store, path)
+        assert dump(where)["history piece"] == []
+        await assert_rebuild_equals_live(store, where)

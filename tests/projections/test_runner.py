@@ -6,10 +6,13 @@ import asyncio
 import logging
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import anyio
 import pytest
@@ -21,12 +24,14 @@ from app.events.envelope import NewEvent
 from app.events.memory import MemoryStore
 from app.events.open import open_store
 from app.events.store import Append
-from app.projections import ledger, rebuild, runner
+from app.projections import ledger, rebuild, runner, sqlite
+from app.projections.database import Connection, Trouble, Where, connect
 from app.projections.history import History as HistoryProjection
 from app.projections.views import Views, named
 from tests.projections.histories import History, write
-from tests.support.projections import assert_rebuild_equals_live, dump
+from tests.support.projections import apart, assert_rebuild_equals_live, dump
 
+T = TypeVar("T")
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -43,15 +48,49 @@ def long_log(threads: int, tokens: int) -> History:
     return log
 
 
-def seq_of(path: Path, name: str = "history") -> int:
-    connection = ledger.connect(str(path), readonly=True)
+def seq_of(where: Where, name: str = "history") -> int:
     try:
-        position = ledger.position(connection, name)
-        return position.seq if position is not None else -1
-    except ledger.sqlite3.OperationalError:  # the child has not made the tables yet
+        position = ask(where, lambda c: ledger.position(c, name))
+    except Trouble:  # the child has not made the tables yet
         return -1
-    finally:
-        connection.close()
+    return position.seq if position is not None else -1
+
+
+def execute(where: Where, sql: str) -> None:
+    """Change something behind the runner's back."""
+
+    def run() -> None:
+        connection = connect(where, "rebuild")
+        try:
+            connection.run(sql)
+        finally:
+            connection.close()
+
+    apart(run)
+
+
+def ask(where: Where, question: Callable[[Connection], T]) -> T:
+    """Look at the tables beside the runner."""
+
+    def run() -> T:
+        connection = connect(where, "read")
+        try:
+            return question(connection)
+        finally:
+            connection.close()
+
+    return apart(run)
+
+
+def generations_in(where: Where) -> set[str]:
+    """Generations that have tables."""
+    names = [name for p in named(None) for name in ask(where, lambda c, p=p: c.tables(p.name))]
+    return {"_".join(name.split("_")[:2]) for name in names}
+
+
+def rebuilding(where: Where) -> bool:
+    """Whether a rebuild is at work, or died at it."""
+    return bool(ask(where, lambda c: c.all("SELECT name FROM rebuild")))
 
 
 CHILD = """
@@ -77,9 +116,9 @@ asyncio.run(main())
 """
 
 
-def child(database: Path, path: Path, what: str) -> subprocess.Popen[bytes]:
+def child(database: Path, where: Where, what: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(database), str(path), what],
+        [sys.executable, "-c", CHILD, str(database), str(where), what],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
@@ -94,59 +133,58 @@ def wait_until(condition: object, seconds: float = 20) -> None:
 
 
 @pytest.mark.crash
-async def test_killed_in_the_middle_of_batches(tmp_path: Path) -> None:
-    database, path = tmp_path / "log.db", tmp_path / "views"
+async def test_killed_in_the_middle_of_batches(tmp_path: Path, where: Where) -> None:
+    database = tmp_path / "log.db"
     async with open_store(str(database), synchronous="normal") as store:
         await write(store, long_log(60, 100).events)
         head = await store.head()
         kills, seen = 0, 0
         while seen < head and kills < 5:
-            process = child(database, path, "run")
-            wait_until(lambda seen=seen: path.exists() and seq_of(path) > seen)
+            process = child(database, where, "run")
+            wait_until(lambda seen=seen: seq_of(where) > seen)
             process.send_signal(signal.SIGKILL)
             process.communicate()
-            kills, seen = kills + 1, seq_of(path)
-            connection = ledger.connect(str(path))
-            assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-            connection.close()
+            kills, seen = kills + 1, seq_of(where)
+            if isinstance(where, Path):
+                connection = connect(where)
+                assert connection.one("PRAGMA integrity_check") == ("ok",)
+                connection.close()
         assert kills > 1
-        await assert_rebuild_equals_live(store, path)
+        await assert_rebuild_equals_live(store, where)
 
 
 @pytest.mark.crash
 async def test_killed_in_the_middle_of_a_rebuild(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, where: Where, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    database, path = tmp_path / "log.db", tmp_path / "views"
+    database = tmp_path / "log.db"
     async with open_store(str(database), synchronous="normal") as store:
         await write(store, long_log(60, 100).events)
-        process = child(database, path, "rebuild")
+        process = child(database, where, "rebuild")
         assert process.stdout is not None
         assert process.stdout.readline() == b"rebuilding\n"
-        await asyncio.sleep(0.05)
+        wait_until(lambda: rebuilding(where))
         process.send_signal(signal.SIGKILL)
         assert b"rebuilt" not in process.communicate()[0]
-        before = dump(path)
-        async with Views.open(store, path) as views:
+        before = dump(where)
+        async with Views.open(store, where) as views:
             with pytest.raises(EverlogError, match="being rebuilt"):
                 await views.rebuild()
             monkeypatch.setattr(rebuild, "STALE_SECONDS", 0.0)
             await views.rebuild()
-        assert dump(path) == before
-        connection = ledger.connect(str(path))
-        tables = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
-        generations = {tuple(name.split("_")[:2]) for (name,) in tables if "_" in name}
-        connection.close()
-        assert len(generations) == 3, "the dead rebuild's tables are gone"
+        assert dump(where) == before
+        assert len(generations_in(where)) == 3, "the dead rebuild's tables are gone"
 
 
-async def test_another_process_rebuilds_while_this_one_writes_and_reads(tmp_path: Path) -> None:
-    database, path = tmp_path / "log.db", tmp_path / "views"
+async def test_another_process_rebuilds_while_this_one_writes_and_reads(
+    tmp_path: Path, where: Where
+) -> None:
+    database = tmp_path / "log.db"
     async with open_store(str(database), synchronous="normal") as store:
         await write(store, long_log(30, 100).events)
-        async with Views.open(store, path) as views:
+        async with Views.open(store, where) as views:
             await views.reached(await store.head())
-            process = child(database, path, "rebuild")
+            process = child(database, where, "rebuild")
             posted = 0
             while process.poll() is None:
                 posted += 1
@@ -161,58 +199,56 @@ async def test_another_process_rebuilds_while_this_one_writes_and_reads(tmp_path
             await views.reached(await store.head())
             assert {cp.generation for cp in await views.checkpoints()} == {2}
             process.communicate()
-        await assert_rebuild_equals_live(store, path)
+        await assert_rebuild_equals_live(store, where)
 
 
-async def test_two_processes_may_keep_up_one_file(tmp_path: Path) -> None:
-    path, log = tmp_path / "views", long_log(12, 60)
+async def test_two_processes_may_keep_up_one_file(where: Where) -> None:
+    log = long_log(12, 60)
     async with (
         MemoryStore() as store,
-        Views.open(store, path) as one,
-        Views.open(store, path) as two,
+        Views.open(store, where) as one,
+        Views.open(store, where) as two,
     ):
         for done in range(0, len(log.events), 20):
             await write(store, log.events[done : done + 20])
             await one.reached(await store.head())
             await two.reached(await store.head())
-        await assert_rebuild_equals_live(store, path)
+        await assert_rebuild_equals_live(store, where)
 
 
-async def test_tables_taken_over_by_another_version(tmp_path: Path) -> None:
-    path = tmp_path / "views"
-    async with MemoryStore() as store, Views.open(store, path) as views:
+async def test_tables_taken_over_by_another_version(where: Where) -> None:
+    async with MemoryStore() as store, Views.open(store, where) as views:
         await write(store, (log := long_log(2, 5)).events[:9])
         await views.reached(9)
-        other = ledger.connect(str(path))
-        other.execute("UPDATE projection SET version = 99 WHERE name = 'history'")
+        execute(where, "UPDATE projection SET version = 99 WHERE name = 'history'")
         await write(store, log.events[9:])
         await views.reached(len(log.events))
         with pytest.raises(EverlogError, match="another version of Everlog"):
             await views.reached(len(log.events), "history")
-        assert seq_of(path) == 9 and seq_of(path, "timeline") == len(log.events)
-        other.execute("UPDATE projection SET version = 1 WHERE name = 'history'")
-        other.close()
+        assert seq_of(where) == 9 and seq_of(where, "timeline") == len(log.events)
+        execute(where, "UPDATE projection SET version = 1 WHERE name = 'history'")
         await errors_are(views, set())
         await views.reached(len(log.events), "history")
 
 
-async def test_a_swap_never_moves_readers_back(tmp_path: Path) -> None:
-    path, log = tmp_path / "views", long_log(2, 50)
-    async with MemoryStore() as store, Views.open(store, path) as views:
+async def test_a_swap_never_moves_readers_back(where: Where) -> None:
+    log = long_log(2, 50)
+    async with MemoryStore() as store, Views.open(store, where) as views:
         await write(store, log.events)
         await views.reached(len(log.events))
-        filler = rebuild._Filler(str(path), named(None), store.incarnation)
-        filler.begin()
-        filler.fill(await store.fetch(limit=20))
+        filler = rebuild._Filler(where, named(None), store.incarnation)
+        apart(filler.begin)
+        apart(filler.fill, await store.fetch(limit=20))
+        apart(filler.index)
         await rebuild._swap(store, filler)
-        filler.close()
-        assert seq_of(path) == len(log.events)
-        await assert_rebuild_equals_live(store, path)
+        apart(filler.close)
+        assert seq_of(where) == len(log.events)
+        await assert_rebuild_equals_live(store, where)
 
 
-async def test_swap_while_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_swap_while_reading(where: Where, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rebuild, "BATCH", 500)
-    async with MemoryStore() as store, Views.open(store, None) as views:
+    async with MemoryStore() as store, Views.open(store, where) as views:
         await write(store, long_log(20, 50).events)
         await views.reached(await store.head())
         expected = await views.threads(owner="local"), await views.timeline("t1")
@@ -237,8 +273,8 @@ async def test_swap_while_reading(monkeypatch: pytest.MonkeyPatch) -> None:
         assert {cp.generation for cp in await views.checkpoints()} == {4}
 
 
-async def test_rebuild_of_one_projection_leaves_the_others(tmp_path: Path) -> None:
-    async with MemoryStore() as store, Views.open(store, tmp_path / "views") as views:
+async def test_rebuild_of_one_projection_leaves_the_others(where: Where) -> None:
+    async with MemoryStore() as store, Views.open(store, where) as views:
         await write(store, long_log(3, 5).events)
         await views.reached(await store.head())
         done = await views.rebuild(["timeline"])
@@ -263,9 +299,8 @@ async def errors_are(views: Views, names: set[str]) -> None:
 
 
 async def test_a_poison_event_stops_only_the_projections_that_need_it(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    where: Where, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = tmp_path / "views"
     log = long_log(2, 3)
     async with MemoryStore() as store:
         await write(store, log.events)
@@ -273,7 +308,7 @@ async def test_a_poison_event_stops_only_the_projections_that_need_it(
         good = new(c.RequestQueued(request="q9", params=c.SamplingParams(seed=1)), request="q9")
         await store.append(Append(stream="thread/t0", events=[poison, good]))
         head = await store.head()
-        async with Views.open(store, path) as views:  # all in one batch
+        async with Views.open(store, where) as views:  # all in one batch
             with caplog.at_level(logging.ERROR):
                 await views.reached(head, "requests")
                 await views.reached(head)
@@ -291,16 +326,16 @@ async def test_a_poison_event_stops_only_the_projections_that_need_it(
                 assert span.kind != "request" or span.detail["tokens"] == 3
             with pytest.raises(EverlogError, match="malformed"):
                 await views.rebuild(["history"])
-        async with Views.open(store, path) as views:  # a restart tries again, and stops again
+        async with Views.open(store, where) as views:  # a restart tries again, and stops again
             await views.reached(head)
             await errors_are(views, {"history", "timeline"})
-            assert seq_of(path) == head - 2
+            assert seq_of(where) == head - 2
 
 
 async def test_a_bug_that_makes_rows_no_database_takes(
-    tmp_path: Path,
+    where: Where,
 ) -> None:
-    async with MemoryStore() as store, Views.open(store, tmp_path / "views") as views:
+    async with MemoryStore() as store, Views.open(store, where) as views:
         await write(store, long_log(1, 3).events)
         await views.reached(await store.head())
         huge = new(c.MessageFeedback(message="u1000", value=2**70))
@@ -311,8 +346,8 @@ async def test_a_bug_that_makes_rows_no_database_takes(
         assert len(await views.threads(owner="local")) == 1
 
 
-async def test_unknown_types_pass_live_and_stop_a_rebuild() -> None:
-    async with MemoryStore() as store, Views.open(store, None) as views:
+async def test_unknown_types_pass_live_and_stop_a_rebuild(where: Where) -> None:
+    async with MemoryStore() as store, Views.open(store, where) as views:
         await write(store, long_log(1, 3).events)
         strange = [
             NewEvent(type="weather.changed", data=b"{}"),
@@ -328,12 +363,12 @@ async def test_unknown_types_pass_live_and_stop_a_rebuild() -> None:
 
 
 async def test_rows_that_cannot_be_used_are_folded_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: Where, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, log = tmp_path / "views", long_log(3, 5)
+    log = long_log(3, 5)
 
     async def generations(store: MemoryStore) -> dict[str, int]:
-        async with Views.open(store, path) as views:
+        async with Views.open(store, where) as views:
             await views.reached(await store.head())
             assert len(await views.threads(owner="local")) == await store.head() // 12
             return {cp.name: cp.generation for cp in await views.checkpoints()}
@@ -352,17 +387,17 @@ async def test_rows_that_cannot_be_used_are_folded_again(
     async with MemoryStore() as store:  # the same log, restored to an earlier end
         store.incarnation = incarnation
         await write(store, log.events[: len(log.events) // 2])
-        async with Views.open(store, path) as views:
+        async with Views.open(store, where) as views:
             await views.reached(await store.head())
             found = {cp.name: cp.generation for cp in await views.checkpoints()}
         assert found == {"history": 4, "timeline": 3, "requests": 3}
-        await assert_rebuild_equals_live(store, path)
+        await assert_rebuild_equals_live(store, where)
 
 
 async def test_file_that_is_something_else(tmp_path: Path) -> None:
     text, other = tmp_path / "notes.txt", tmp_path / "other.db"
     text.write_text("not a database, but long enough to be taken for one " * 100)
-    connection = ledger.sqlite3.connect(other)
+    connection = sqlite3.connect(other)
     connection.execute("CREATE TABLE mine (x)")
     connection.close()
     async with MemoryStore() as store:
@@ -376,39 +411,37 @@ async def test_file_that_is_something_else(tmp_path: Path) -> None:
 async def test_file_that_is_locked_for_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(ledger, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.05)
     path = tmp_path / "views"
     async with MemoryStore() as store, Views.open(store, path) as views:
-        other = ledger.connect(str(path))
-        other.execute("BEGIN IMMEDIATE")
+        other = connect(path)
+        other.begin()
         await write(store, long_log(1, 3).events)
         await errors_are(views, {"history", "timeline", "requests"})
         assert "trying again" in caplog.text
-        other.execute("ROLLBACK")
+        other.rollback()
         other.close()
         await views.reached(await store.head())
         await errors_are(views, set())
 
 
-async def test_closing_leaves_nothing_behind(tmp_path: Path) -> None:
-    path = tmp_path / "views"
+async def test_closing_leaves_nothing_behind(where: Where) -> None:
     async with MemoryStore() as store:
         await write(store, long_log(20, 50).events)
         with pytest.raises(ValueError, match="mine"):
-            async with Views.open(store, path):
+            async with Views.open(store, where):
                 raise ValueError("mine")
-        assert not Path(f"{path}-wal").exists(), "closed in order"  # noqa: ASYNC240
-        await assert_rebuild_equals_live(store, path)
+        assert not Path(f"{where}-wal").exists(), "closed in order"  # noqa: ASYNC240
+        await assert_rebuild_equals_live(store, where)
 
 
-async def test_cancelled_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cancelled_at_any_moment(where: Where, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rebuild, "BATCH", 200)
     monkeypatch.setattr(runner, "BATCH", 50)
     monkeypatch.setattr(runner, "BULK", 100)
-    path = tmp_path / "views"
 
     async def keep_up(store: MemoryStore) -> None:
-        async with Views.open(store, path) as views:
+        async with Views.open(store, where) as views:
             await views.reached(10**9)
 
     async with MemoryStore() as store:
@@ -419,9 +452,9 @@ async def test_cancelled_at_any_moment(tmp_path: Path, monkeypatch: pytest.Monke
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-        await assert_rebuild_equals_live(store, path)
-        async with Views.open(store, path) as views:
-            before = dump(path)
+        await assert_rebuild_equals_live(store, where)
+        async with Views.open(store, where) as views:
+            before = dump(where)
             for delay in (0.0, 0.001, 0.003, 0.01, 0.02, 0.03):
                 task = asyncio.create_task(views.rebuild())
                 await asyncio.sleep(delay)
@@ -430,11 +463,11 @@ async def test_cancelled_at_any_moment(tmp_path: Path, monkeypatch: pytest.Monke
                 with anyio.move_on_after(delay):
                     await views.rebuild()
             await views.rebuild()
-        assert dump(path) == before
+        assert dump(where) == before
 
 
-async def test_the_runner_ends_with_the_store(tmp_path: Path) -> None:
-    async with MemoryStore() as store, Views.open(store, None) as views:
+async def test_the_runner_ends_with_the_store(where: Where) -> None:
+    async with MemoryStore() as store, Views.open(store, where) as views:
         await store.aclose()
         for task in asyncio.all_tasks():
             if task.get_name() == "everlog-projections":

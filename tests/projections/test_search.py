@@ -8,13 +8,14 @@ import pytest
 
 from app.events import catalogue as c
 from app.events.memory import MemoryStore
-from app.projections.queries import match
+from app.projections.database import Where
+from app.projections.sqlite import match
 from app.projections.views import Views
 from tests.projections.histories import History, write
 
 
 @pytest.fixture
-async def views() -> AsyncIterator[Views]:
+async def views(where: Where) -> AsyncIterator[Views]:
     log = History()
     texts = {
         "france": "What is the capital of France?",
@@ -33,7 +34,7 @@ async def views() -> AsyncIterator[Views]:
     log.add(c.ThreadRenamed(title="A question of geography"), thread="france")
     log.add(c.ThreadCreated(owner="ann", title="Gone"), thread="gone")
     log.add(c.ThreadDeleted(), thread="gone")
-    async with MemoryStore() as store, Views.open(store, None) as opened:
+    async with MemoryStore() as store, Views.open(store, where) as opened:
         await write(store, log.events)
         await opened.reached(len(log.events))
         yield opened
@@ -94,11 +95,11 @@ def test_words_have_no_meaning_in_the_query_language() -> None:
     assert match("-- * ( \0") is None
 
 
-async def test_search_follows_edits_and_removals() -> None:
+async def test_search_follows_edits_and_removals(where: Where) -> None:
     log = History()
     log.ask()
     log.generate("q1", "purple elephants")
-    async with MemoryStore() as store, Views.open(store, None) as views:
+    async with MemoryStore() as store, Views.open(store, where) as views:
 
         async def finds(word: str) -> bool:
             await write(store, log.events[await store.head() :])
