@@ -11,6 +11,7 @@ from app.cli import (
     log,
     maintenance,
     models,
+    redact,
     serve,
     settings,
 )
@@ -19,4 +20,7 @@ from app.cli.root import everlog, main
 __all__ = ["everlog", "main"]
 
 # Importing a module of commands registers them.
-_COMMANDS = (serve, ask, conversations, log, maintenance, copy, backup, models, settings, doctor)
+_COMMANDS = (
+    *(serve, ask, conversations, log, maintenance, copy, backup, redact),
+    *(models, settings, doctor),
+)

@@ -241,6 +241,7 @@ def _print_report(report: Report) -> None:
     seals = counted(report.seals, "seal")
     sealed = f"{seals} up to seq {report.sealed}" if report.seals else "no seal yet"
     events = counted(report.events, "event")
-    click.echo(styled(f"✓ {events} as written; {sealed}", "good"))
+    redacted = f", {report.redacted:,} of them redacted" if report.redacted else ""
+    click.echo(styled(f"✓ {events} as written{redacted}; {sealed}", "good"))
     if report.head is not None:
         click.echo(f"  root {report.head.root}")

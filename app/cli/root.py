@@ -39,7 +39,8 @@ def _first(group: BaseExceptionGroup[Any]) -> BaseException:
 
 ORDER = (
     *("serve", "ask", "threads", "show", "replay", "timeline", "events", "head", "verify"),
-    *("rebuild", "export", "import", "copy", "backup", "migrate", "models", "config", "doctor"),
+    *("rebuild", "export", "import", "copy", "backup", "redact", "migrate"),
+    *("models", "config", "doctor"),
 )
 
 

@@ -1,0 +1,122 @@
+"""`everlog redact` on a real log with read models beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from app.events import catalogue as c
+from app.events.codec import new
+from app.events.envelope import thread_stream
+from app.events.open import open_store
+from app.events.store import Append
+from tests.cli.conftest import OTHER, Run
+from tests.cli.story import THREAD
+
+pytestmark = pytest.mark.usefixtures("database")
+
+SECRETS = (b"capital of France", b"Paris", b"Atlantis", b"look_up", b"no such city", b"sunny")
+
+
+def found_in(folder: Path) -> dict[str, list[bytes]]:
+    """Files that hold any of the secrets."""
+    found = {p.name: [s for s in SECRETS if s in p.read_bytes()] for p in folder.iterdir()}
+    return {name: secrets for name, secrets in found.items() if secrets}
+
+
+def test_a_conversation(run: Run, database: Path) -> None:
+    saved = run("head", "--json").stdout
+    assert "Paris" in run("show", THREAD).stdout
+    run("threads", "--search", "atlantis")  # makes the read models
+    assert found_in(database.parent).keys() == {"everlog.db", "everlog.db.views"}
+    result = run("redact", "--thread", THREAD, "--yes")
+    assert "the content of 16 events in 1 conversation is erased; recorded at seq 31" in (
+        result.stdout
+    )
+    assert "Backups" in result.stdout
+    assert found_in(database.parent) == {}
+    assert database.with_name("everlog.db.views").exists()
+    assert "No conversation" in run("threads", "--search", "atlantis").stdout
+    [row] = [
+        row for row in json.loads(run("threads", "--json").stdout)["items"] if row["id"] == THREAD
+    ]
+    assert (row["title"], row["messages"]) == ("[redacted]", 4)
+    assert run("show", THREAD).stdout.count("[redacted]") == 5
+    run("timeline", THREAD)
+    run("replay", THREAD, "--speed", "0")
+    (database.parent / "head.json").write_text(saved)
+    assert "16 of them redacted" in run("verify", "--head", "head.json").stdout
+    assert found_in(database.parent) == {}
+
+
+def test_again_does_nothing(run: Run, database: Path) -> None:
+    run("redact", "--thread", THREAD, "--yes")
+    before = database.read_bytes()
+    assert "no content left" in run("redact", "--thread", THREAD, "--yes").stdout
+    assert database.read_bytes() == before
+
+
+def test_a_user(run: Run, database: Path) -> None:
+    done = json.loads(run("redact", "--user", "local", "--yes", "--json").stdout)
+    assert set(done["threads"]) == {THREAD, OTHER}
+    assert done["clean"] is True
+    assert not database.with_name("everlog.db.views").exists()
+    titles = [row["title"] for row in json.loads(run("threads", "--json").stdout)["items"]]
+    assert "Another" not in titles
+    assert "nothing of a user 'zoe'" in run("redact", "--user", "zoe", "--yes", code=1).stderr
+
+
+def test_an_event(run: Run, database: Path) -> None:
+    done = json.loads(run("redact", "--seq", "2", "--reason", "a slip", "--yes", "--json").stdout)
+    assert (done["events"], done["records"]) == (1, [31])
+    [line] = run("events", "--type", "log.redacted", "--json").stdout.splitlines()
+    assert json.loads(line)["data"]["reason"] == "a slip"
+    assert b"capital of France" not in database.read_bytes()
+    assert b"Atlantis" in database.read_bytes()
+    assert "no event 99" in run("redact", "--seq", "99", "--yes", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "--thread, --user or --seq"),
+        (["--thread", THREAD, "--seq", "1"], "--thread, --user or --seq"),
+        (["--thread", THREAD], "--yes"),
+        (["--thread", THREAD, "--json"], "--yes"),
+    ],
+)
+def test_wrong_usage_changes_nothing(
+    run: Run, database: Path, args: list[str], message: str
+) -> None:
+    before = database.read_bytes()
+    assert message in run("redact", *args, code=2).stderr
+    assert database.read_bytes() == before
+
+
+def test_while_a_server_has_the_log(run: Run, database: Path) -> None:
+    async def busy() -> None:
+        async with open_store(str(database)):
+            result = await asyncio.to_thread(run, "redact", "--thread", THREAD, "--yes", code=3)
+        assert "in use by process" in result.stderr
+
+    asyncio.run(busy())
+
+
+def test_a_conversation_at_work(run: Run, database: Path) -> None:
+    async def begin() -> None:
+        async with open_store(str(database)) as store:
+            started = new(c.RunStarted(run="r9", hook="on_message", node="n"), run="r9")
+            await store.append(Append(stream=thread_stream(THREAD), events=[started]))
+
+    asyncio.run(begin())
+    result = run("redact", "--thread", THREAD, "--yes", code=1)
+    assert f"conversation {THREAD} is at work" in result.stderr
+    assert "start the server once" in result.stderr
+
+
+def test_no_log(run: Run) -> None:
+    assert "There is no log" in run("redact", "--seq", "1", "--database", "x.db", code=1).stderr
+    assert not Path("x.db").exists()
