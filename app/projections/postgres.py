@@ -22,6 +22,7 @@ import msgspec
 import uvloop
 
 from app.errors import StartupError
+from app.events import pg
 from app.events.url import parse_url
 from app.projections.database import Connection, Key, Moved, Purpose, Trouble
 from app.projections.rows import Table
@@ -32,7 +33,6 @@ __all__ = ["PostgresConnection"]
 R = TypeVar("R", bound=msgspec.Struct)
 T = TypeVar("T")
 
-CONNECT_SECONDS = 5.0
 READ_SECONDS = 10.0
 RUN_SECONDS = 60.0
 """Longest statement of a read, and of the runner; a rebuild may build an index for longer."""
@@ -57,7 +57,6 @@ _ABOUT_VALUES = ("22", "23", "54")
 def _settings(purpose: Purpose) -> dict[str, str]:
     common = {
         "application_name": f"everlog views ({purpose})",
-        "jit": "off",
         "tcp_keepalives_idle": "5",
         "tcp_keepalives_interval": "3",
         "tcp_keepalives_count": "3",
@@ -98,20 +97,11 @@ class PostgresConnection(Connection):
         self._connection: Any = None
         self._shown = parse_url(dsn).shown
         limits = {"read": READ_SECONDS, "run": RUN_SECONDS}
-        limit = limits[purpose] + 5 if purpose in limits else None
+        # What the server itself would cut short; more only if it does not answer at all.
+        self._limit = limits[purpose] + 5 if purpose in limits else None
         try:
-            self._connection = self._wait(
-                asyncpg.connect(
-                    dsn,
-                    timeout=CONNECT_SECONDS,
-                    command_timeout=limit,
-                    server_settings=_settings(purpose),
-                )
-            )
+            self._connection = self._connect(dsn, purpose)
             row = self.one("SELECT current_schema()")
-        except ValueError as error:
-            self.close()
-            raise Trouble(f"cannot connect to {self._shown}: {error}") from error
         except BaseException:
             self.close()
             raise
@@ -122,6 +112,13 @@ class PostgresConnection(Connection):
                 hint="Create the schema that its search_path names.",
             )
         self._schema = str(row[0])
+
+    def _connect(self, dsn: str, purpose: Purpose) -> Any:
+        try:
+            return self._loop.run_until_complete(pg.connect(dsn, **_settings(purpose)))
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+            told = pg.startup_error(dsn, error)
+            raise Trouble(told.message, hint=told.hint) from error
 
     @property
     def usable(self) -> bool:
@@ -146,12 +143,14 @@ class PostgresConnection(Connection):
             state = error.sqlstate or ""
             if state.startswith(_ABOUT_VALUES):
                 raise
+            if state == "25006":  # now a standby: the next connection may find the primary
+                self._connection.terminate()
             kind = Moved if state == "42P01" else Trouble
             raise kind(self._said(error)) from error
         except (OSError, asyncpg.InterfaceError, TimeoutError) as error:
             if isinstance(error, ValueError):  # a value of the wrong kind
                 raise
-            if isinstance(error, TimeoutError) and self._connection is not None:
+            if isinstance(error, TimeoutError):
                 self._connection.terminate()
             raise Trouble(self._said(error)) from error
 
@@ -161,7 +160,7 @@ class PostgresConnection(Connection):
     def _call(self, method: str, sql: str, *values: Any) -> Any:
         if not self.usable:
             raise Trouble(f"the read models in {self._shown}: the connection is lost")
-        return self._wait(getattr(self._connection, method)(sql, *values))
+        return self._wait(getattr(self._connection, method)(sql, *values, timeout=self._limit))
 
     # ----------------------------------------------------------------------------- queries
 

@@ -238,7 +238,7 @@ class Runner:
             await runner.start()
         except Trouble as error:
             await in_thread(runner.close)
-            raise StartupError(error.message, hint="Start the database, then try again.") from error
+            raise StartupError(error.message, hint=error.hint) from error
         except BaseException:
             await in_thread(runner.close)
             raise

@@ -21,14 +21,15 @@ from app.projections.rows import Rows
 from app.projections.state import ThreadState, apply, empty
 from app.projections.views import Span, Views, named
 from tests.projections.histories import BY_HAND, SECOND, History, histories, write
+from tests.support.postgres import Cluster
 from tests.support.projections import assert_rebuild_equals_live, dump
 
 
 class Folded:
     """All projections folded in memory, with everything forgotten after some events."""
 
-    def __init__(self, log: History, cuts: set[int]) -> None:
-        self.connection = connect(":memory:")
+    def __init__(self, log: History, cuts: set[int], where: Where = ":memory:") -> None:
+        self.connection = connect(where)
         folds = []
         for projection in named(None):
             ledger.create(self.connection, projection, 1)
@@ -46,8 +47,8 @@ class Folded:
         return self.connection.all(sql, *values)
 
 
-def assert_same(log: History, cuts: set[int]) -> None:
-    folded = Folded(log, cuts)
+def assert_same(log: History, cuts: set[int], where: Where = ":memory:") -> None:
+    folded = Folded(log, cuts, where)
     for thread in ("t", "u"):
         state = empty(thread)
         for event in log.events:
@@ -68,8 +69,8 @@ def _assert_same_history(s: ThreadState, folded: Folded) -> None:
     )
     assert thread == (s.owner, s.title, s.version, s.deleted, s.created, s.updated)
     messages = folded.select(
-        "SELECT id, role, status, iif(ended IS NULL, NULL, text), run, request, version, created,"
-        " ended, edited, feedback FROM history_1_message WHERE thread = ? ORDER BY first",
+        "SELECT id, role, status, CASE WHEN ended IS NOT NULL THEN text END, run, request, version,"
+        " created, ended, edited, feedback FROM history_1_message WHERE thread = ? ORDER BY first",
         s.id,
     )
     assert messages == [
@@ -158,6 +159,15 @@ def test_rows_are_the_fold_of_states_in_histories_by_hand(
     history(log)
     for cut in range(len(log.events)):
         assert_same(log, {cut})
+
+
+@pytest.mark.parametrize("history", BY_HAND)
+def test_rows_are_the_fold_of_states_in_postgres(
+    history: Callable[[History], None], postgres: Cluster
+) -> None:
+    log = History()
+    history(log)
+    assert_same(log, {*range(0, len(log.events), 3)}, postgres.new_database())
 
 
 @settings(max_examples=50, deadline=None)
