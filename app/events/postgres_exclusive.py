@@ -90,9 +90,10 @@ async def insert_batch(conn: Any, batch: Batch) -> None:
     if batch.commands:
         records = [(id, *row) for id, row in batch.commands.items()]
         await copy("command", records=records, columns=("id", "seq", "version", "time"))
-    for erasure, stream in batch.erased:
-        row = (erasure.left, erasure.opening, erasure.seq, stream, erasure.version)
-        if await conn.fetchval(sql.ERASE, *row) is None:
+    if batch.erased:
+        rows = [(e.left, e.opening, e.seq, stream, e.version) for e, stream in batch.erased]
+        done = await conn.execute(sql.ERASE, *map(list, zip(*rows, strict=True)))
+        if done != f"UPDATE {len(rows)}":
             raise ValueError("an event to be erased is no longer where it was")
 
 

@@ -37,8 +37,10 @@ ADOPT_IF_EMPTY = """
     UPDATE log SET incarnation = $1 WHERE NOT EXISTS (SELECT FROM event) RETURNING id"""
 
 ERASE = """
-    UPDATE event SET data = $1, salt = $2
-    WHERE seq = $3 AND stream_id = $4 AND version = $5 RETURNING seq"""
+    UPDATE event SET data = e.data, salt = e.salt
+    FROM unnest($1::bytea[], $2::bytea[], $3::bigint[], $4::bigint[], $5::integer[])
+        AS e(data, salt, seq, stream_id, version)
+    WHERE event.seq = e.seq AND event.stream_id = e.stream_id AND event.version = e.version"""
 
 SELECT_HEAD = "SELECT coalesce(max(seq), 0) FROM event"
 

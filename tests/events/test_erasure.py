@@ -30,6 +30,7 @@ from app.events.store import Append, Conflict
 from app.events.transfer import export_events, import_events
 from app.events.verify import Report, verify
 from tests.contract.support import enqueue, life, must
+from tests.support.postgres import new_database
 
 SECRET = "Zanzibar"
 LONG = f"{SECRET}, " * 4000  # overflows a page
@@ -37,9 +38,11 @@ Tamper = Callable[..., Awaitable[Report]]
 REASON = "asked for on 1 May"
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[LogStore]:
     url = "memory:" if request.param == "memory" else f"{tmp_path}/log.db"
+    if request.param == "postgres":
+        url = await new_database(request.getfixturevalue("postgres"))
     async with open_store(url, synchronous="normal") as store:
         yield store
 
@@ -199,20 +202,19 @@ async def test_a_conversation_that_went_on_is_left_alone(store: LogStore) -> Non
     assert await whole(store) == now
 
 
-async def test_an_event_that_is_elsewhere(tmp_path: Path) -> None:
+async def test_an_event_that_is_elsewhere(store: LogStore) -> None:
     """Nothing is written, and neighbours in the batch are."""
-    async with open_store(f"{tmp_path}/log.db", synchronous="normal") as store:
-        await talk(store, "a", "ann", SECRET)
-        version = await store.stream_version("thread/a")
-        gone = [Erasure(seq=2, stream="thread/a", version=7, left=b"{}", opening=b"x" * 32)]
-        redacting = store.redact(gone, expected={"thread/a": version}, reason=REASON)
-        other = store.append(Append(stream="thread/b", events=[posted("1", "x")]))
-        refused, fine = await asyncio.gather(redacting, other, return_exceptions=True)
-        assert isinstance(refused, ValueError)
-        assert [e.stream for e in await whole(store)][-1] == "thread/b", fine
-        moved = await store.redact(gone, expected={"thread/a": version - 1}, reason=REASON)
-        assert moved == Conflict(version)
-        assert (await verify(store)).ok
+    await talk(store, "a", "ann", SECRET)
+    version = await store.stream_version("thread/a")
+    gone = [Erasure(seq=2, stream="thread/a", version=7, left=b"{}", opening=b"x" * 32)]
+    redacting = store.redact(gone, expected={"thread/a": version}, reason=REASON)
+    other = store.append(Append(stream="thread/b", events=[posted("1", "x")]))
+    refused, fine = await asyncio.gather(redacting, other, return_exceptions=True)
+    assert isinstance(refused, ValueError)
+    assert [e.stream for e in await whole(store)][-1] == "thread/b", fine
+    moved = await store.redact(gone, expected={"thread/a": version - 1}, reason=REASON)
+    assert moved == Conflict(version)
+    assert (await verify(store)).ok
 
 
 # ------------------------------------------------------------------------------ the files
