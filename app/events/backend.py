@@ -7,6 +7,7 @@ from typing import Protocol
 
 from app.events.envelope import Event
 from app.events.ledger import Batch, Found, Missing, State
+from app.events.moves import Catalog
 from app.events.store import Lease, StoreError
 
 __all__ = ["Backend", "Reading", "Remembered", "Row"]
@@ -19,7 +20,10 @@ Remembered = tuple[str, int, int, int]
 
 
 class Reading(Protocol):
-    """Reads rows. All methods raise `StoreError` when the storage fails."""
+    """Reads rows. All methods raise `StoreError` when the storage fails.
+
+    Archived events are not among the rows: see `app.events.through`.
+    """
 
     async def select(
         self,
@@ -50,6 +54,25 @@ class Reading(Protocol):
 
     async def check(self) -> list[str]:
         """Complaints of the storage about its own structure."""
+        ...
+
+    async def hot(
+        self,
+        after: int,
+        until: int,
+        stream: str | None,
+        types: Sequence[str] | None,
+        limit: int,
+    ) -> list[Row]:
+        """Rows of the table alone, as `select` selects events."""
+        ...
+
+    async def catalog(self, after: int, until: int, stream: str | None) -> Catalog:
+        """Segments with events at ``after < position <= until``, by first position; one look."""
+        ...
+
+    async def uploads(self) -> list[str]:
+        """Objects that no segment refers to."""
         ...
 
 

@@ -19,6 +19,7 @@ from app.events.codec import new
 from app.events.envelope import Event, NewEvent
 from app.events.leaf import draw_salts
 from app.events.lifecycle import TERMINAL, TRANSITIONS
+from app.events.moves import Move, Moved, Upload
 from app.events.queue import HELD, Request, claimable, fold, judge
 from app.events.store import ANY, Append, Appended, Conflict, Duplicate, Fence, Outcome, StoreError
 
@@ -104,7 +105,7 @@ class Redact(msgspec.Struct, frozen=True):
     actor: str
 
 
-Op = Append | Claim | Heartbeat | Expire | Load | Redact
+Op = Append | Claim | Heartbeat | Expire | Load | Redact | Move | Upload
 
 
 class State(msgspec.Struct):
@@ -148,11 +149,14 @@ class Batch(msgspec.Struct):
     requests: dict[str, Request] = msgspec.field(default_factory=dict)
     commands: dict[str, tuple[int, int, int]] = msgspec.field(default_factory=dict)
     erased: list[tuple[Erasure, int]] = msgspec.field(default_factory=list)  # with stream id
+    moved: list[Moved] = msgspec.field(default_factory=list)
+    uploads: list[Upload] = msgspec.field(default_factory=list)
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing to write."""
-        return not (self.events or self.requests or self.commands or self.erased)
+        written = self.events or self.requests or self.commands or self.erased
+        return not (written or self.uploads)
 
 
 class _Stream:
@@ -215,6 +219,10 @@ class Ledger:
                 )
             elif isinstance(op, Redact):
                 missing.streams.update({LOG, *op.expected} - streams.keys())
+            elif isinstance(op, Move):
+                missing.streams.update({LOG, *op.streams} - streams.keys())
+            elif isinstance(op, Upload):
+                continue
             else:
                 missing.streams.update(
                     row.stream for row in self._open.values() if row.stream not in streams
@@ -248,6 +256,11 @@ class Ledger:
                 result = self._expire(op, now, batch)
             elif isinstance(op, Redact):
                 result = self._redact(op, now, batch)
+            elif isinstance(op, Move):
+                result = self._move(op, now, batch)
+            elif isinstance(op, Upload):
+                batch.uploads.append(op)
+                result = None
             else:
                 result = self._load(op, batch)
             batch.results.append(result)
@@ -358,6 +371,16 @@ class Ledger:
         stream = self._streams[LOG]
         self._write(LOG, stream, (new(record, actor=redact.actor),), now, batch)
         batch.erased += [(e, self._streams[e.stream].id) for e in redact.erasures]
+        return Appended(self.head, self.head, stream.version)
+
+    def _move(self, move: Move, now: int, batch: Batch) -> Appended | StoreError:
+        for place in move.remove:  # heads are found by what is in the table
+            if place.version >= self._streams[place.stream].version or place.seq >= self.head:
+                return StoreError(f"event {place.seq} is the last of {place.stream}: it stays")
+        stream = self._streams[LOG]
+        self._write(LOG, stream, (move.record,), now, batch)
+        ids = {name: self._streams[name].id for name in move.streams}
+        batch.moved.append(Moved(move, ids, dict(self._types)))
         return Appended(self.head, self.head, stream.version)
 
     # ------------------------------------------------------------------------------- writing

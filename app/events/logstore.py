@@ -10,6 +10,7 @@ import asyncio
 import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,8 @@ from app.events.envelope import Event
 from app.events.feed import Feed
 from app.events.ledger import Claim, Erasure, Expire, Heartbeat, Load, Op, Redact
 from app.events.lifecycle import TRANSITIONS
+from app.events.moves import Move, Part, Upload
+from app.events.objects import Objects
 from app.events.queue import Request, queued_fields
 from app.events.store import (
     Append,
@@ -32,6 +35,7 @@ from app.events.store import (
     StoreClosed,
     StoreError,
 )
+from app.events.through import CACHE, Through
 from app.events.writer import GroupCommit
 
 __all__ = ["PAGE", "LogStore", "check"]
@@ -51,6 +55,8 @@ class LogStore(ABC):
         self, reading: Reading, feed: Feed | None, writer: GroupCommit, *, writable: bool
     ) -> None:
         self._reading = reading
+        self._through = Through(reading)
+        self._archiving = asyncio.Lock()
         self._feed = feed or Feed()
         self._writer = writer
         self._writable = writable
@@ -166,6 +172,35 @@ class LogStore(ABC):
         """
         return await self._submit(Redact(erasures, expected, reason, actor))  # type: ignore[no-any-return]
 
+    async def move(self, move: Move) -> Appended:
+        """Move events between the log's table and segments, in one transaction with its record.
+
+        `app.events.archive` says which, and sees to the objects.
+
+        Raises:
+            StoreError: One of them has to stay.
+            ValueError: An event or a segment is no longer what it was.
+
+        """
+        return await self._submit(move)  # type: ignore[no-any-return]
+
+    async def upload(self, object: str, *, done: bool = False) -> None:
+        """Remember an object that nothing refers to yet; ``done``: forget it again."""
+        await self._submit(Upload(object, done))
+
+    @asynccontextmanager
+    async def archiving(self) -> AsyncIterator[None]:
+        """Hold the right to move events; one process, one task at a time.
+
+        Raises:
+            StoreError: Somebody else holds it.
+
+        """
+        if self._archiving.locked():
+            raise StoreError("the archive is at work already", hint="try again later")
+        async with self._archiving:
+            yield
+
     async def scrub(self) -> bool:
         """Leave no copy of what was erased in the log's files.
 
@@ -220,7 +255,7 @@ class LogStore(ABC):
                 if types is not None:
                     recent = [event for event in recent if event.type in types][:limit]
                 return recent
-        return await self._reading.select(after, end, stream, types, limit)
+        return await self._through.select(after, end, stream, types, limit)
 
     async def _end(self, stream: str | None, until: int | None) -> int:
         """Position up to which a read may go."""
@@ -297,7 +332,7 @@ class LogStore(ABC):
     async def _event_at(self, seq: int) -> Event:
         event = self._feed.at(seq)
         if event is None:
-            event = (await self._reading.select(seq - 1, seq, None, None, 1))[0]
+            event = (await self._through.select(seq - 1, seq, None, None, 1))[0]
         return event
 
     def _refuse_if_closed(self) -> None:
@@ -308,11 +343,53 @@ class LogStore(ABC):
 
     async def leaves(self, *, after: int, until: int) -> list[bytes]:
         """Leaf hashes (32 bytes each) of ``after < seq <= until``."""
-        return await self._reading.leaves(after, until)
+        return await self._through.leaves(after, until)
 
     async def rows(self, *, after: int, limit: int) -> list[Row | StoreError]:
         """Stored rows with salt and leaf; a `StoreError` in place of an unreadable one."""
-        return await self._reading.rows(after, limit)
+        return await self._through.rows(after, limit)
+
+    # ------------------------------------------------------------------------------- archive
+
+    @property
+    def objects(self) -> Objects | None:
+        """Where archived events are; without it, reading one raises `StoreError`."""
+        return self._through.objects
+
+    def attach(self, objects: Objects, *, cache: int = CACHE) -> None:
+        """Say where archived events are.
+
+        Args:
+            objects: The place; it must stay open as long as the log.
+            cache: Bytes of archived events to keep in memory.
+
+        """
+        self._through.objects, self._through.cache = objects, cache
+
+    async def hot(
+        self,
+        *,
+        after: int = 0,
+        until: int,
+        stream: str | None = None,
+        types: Sequence[str] | None = None,
+        limit: int = PAGE,
+    ) -> list[Row]:
+        """Rows that are not archived, as `fetch` selects events."""
+        self._refuse_if_closed()
+        return await self._reading.hot(after, until, stream, types, limit)
+
+    async def segments(
+        self, *, after: int = 0, until: int = 2**62, stream: str | None = None
+    ) -> list[Part]:
+        """Segments with events at ``after < position <= until``, by first position."""
+        self._refuse_if_closed()
+        return (await self._reading.catalog(after, until, stream)).parts
+
+    async def uploads(self) -> list[str]:
+        """Objects that nothing refers to: left over from a move that was cut short."""
+        self._refuse_if_closed()
+        return await self._reading.uploads()
 
     async def commands(self, *, after: str = "", limit: int = PAGE) -> list[Remembered]:
         """Commands that took effect lately, ordered by id, with ids past ``after``."""

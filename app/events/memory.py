@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 import msgspec
 
@@ -15,7 +16,9 @@ from app.events.leaf import leaves
 from app.events.ledger import Batch, Erasure, Found, Missing, State
 from app.events.ledgerstore import LedgerStore
 from app.events.lifecycle import TERMINAL
+from app.events.moves import Catalog, Move, Part
 from app.events.queue import Request, to_lease
+from app.events.segment import Segment
 from app.events.store import Lease, StoreError
 
 __all__ = ["MemoryBackend", "MemoryStore"]
@@ -28,14 +31,17 @@ class MemoryBackend:
 
     def __init__(self) -> None:
         self.incarnation = uuid7()
-        self.events: list[Event] = []
+        self.events: list[Event | None] = []  # by seq; None where one is archived
         self._salts: list[bytes] = []
         self._leaves: list[bytes] = []
-        self._streams: dict[str, list[Event]] = {}
+        self._streams: dict[str, list[Event | None]] = {}
         self._ids: dict[str, int] = {}
         self._types: dict[str, int] = {}
         self._requests: dict[str, Request] = {}
         self._commands: dict[str, tuple[int, int, int]] = {}
+        self._segments: dict[str, Segment] = {}
+        self._uploads: set[str] = set()
+        self._generation = 0
 
     async def state(self) -> State:
         """Read the end of the log."""
@@ -57,7 +63,16 @@ class MemoryBackend:
         )
 
     async def write(self, batch: Batch) -> None:
-        """Add a batch."""
+        """Add a batch.
+
+        Raises:
+            ValueError: What is to be erased or moved is no longer what it was.
+
+        """
+        for moved in batch.moved:
+            self._check(moved.move)
+        if any(self._at(e.seq, e.stream, e.version) is None for e, _ in batch.erased):
+            raise ValueError("an event to be erased is no longer where it was")
         hashes = leaves(batch.events, batch.salts)
         self.events += batch.events
         self._salts += batch.salts
@@ -70,34 +85,93 @@ class MemoryBackend:
         self._commands |= batch.commands
         for erasure, _ in batch.erased:
             self._erase(erasure)
+        for moved in batch.moved:
+            self._move(moved.move)
+        for upload in batch.uploads:
+            (self._uploads.discard if upload.done else self._uploads.add)(upload.object)
+
+    def _at(self, seq: int, stream: str, version: int) -> Event | None:
+        """The event at a place, if it is in the table."""
+        event = self.events[seq - 1] if seq <= len(self.events) else None
+        there = event is not None and (event.stream, event.version) == (stream, version)
+        return event if there else None
 
     def _erase(self, erasure: Erasure) -> None:
-        at, stream = erasure.seq - 1, self._streams[erasure.stream]
-        self.events[at] = msgspec.structs.replace(self.events[at], data=erasure.left)
-        stream[erasure.version - 1] = self.events[at]
-        self._salts[at] = erasure.opening
+        event = self._at(erasure.seq, erasure.stream, erasure.version)
+        assert event is not None
+        self._put(msgspec.structs.replace(event, data=erasure.left), erasure.opening)
+
+    def _put(self, event: Event, salt: bytes) -> None:
+        self.events[event.seq - 1] = event
+        self._streams[event.stream][event.version - 1] = event
+        self._salts[event.seq - 1] = salt
+
+    def _check(self, move: Move) -> None:
+        wrong = move.log != self.incarnation or any(
+            self._at(p.seq, p.stream, p.version) is None or self._salts[p.seq - 1] != p.opening
+            for p in move.remove
+        )
+        if wrong:
+            raise ValueError("an event to be archived is no longer what it was")
+        if move.drop is not None and move.drop.object not in self._segments:
+            raise ValueError(f"segment {move.drop.object} is no longer what it was")
+
+    def _move(self, move: Move) -> None:
+        for place in move.remove:
+            self.events[place.seq - 1] = None
+            self._streams[place.stream][place.version - 1] = None
+        for event, salt, _ in move.insert:
+            self._put(event, salt)
+        if move.drop is not None:
+            del self._segments[move.drop.object]
+            self._uploads.add(move.drop.object)
+        if move.add is not None:
+            self._segments[move.add.object] = move.add
+            self._uploads.discard(move.add.object)
+        self._generation += 1
 
     async def select(
         self, after: int, until: int, stream: str | None, types: Sequence[str] | None, limit: int
     ) -> list[Event]:
         """Events with ``after < position <= until`` in order."""
+        return list(islice(self._select(after, until, stream, types), limit))
+
+    def _select(
+        self, after: int, until: int, stream: str | None, types: Sequence[str] | None
+    ) -> Iterator[Event]:
         events = self.events if stream is None else self._streams.get(stream, [])
-        if types is None:
-            return events[after : min(until, after + limit)]
-        return [event for event in events[after:until] if event.type in types][:limit]
+        for event in islice(events, after, until):
+            if event is not None and (types is None or event.type in types):
+                yield event
 
     async def rows(self, after: int, limit: int) -> list[Row | StoreError]:
         """Rows with salt and leaf."""
-        end = after + limit
-        return list(
-            zip(
-                self.events[after:end], self._salts[after:end], self._leaves[after:end], strict=True
-            )
-        )
+        return list(await self.hot(after, len(self.events), None, None, limit))
+
+    async def hot(
+        self, after: int, until: int, stream: str | None, types: Sequence[str] | None, limit: int
+    ) -> list[Row]:
+        """Rows of the table alone, as `select` selects events."""
+        events = islice(self._select(after, until, stream, types), limit)
+        return [(e, self._salts[e.seq - 1], self._leaves[e.seq - 1]) for e in events]
 
     async def leaves(self, after: int, until: int) -> list[bytes]:
         """Leaf hashes."""
-        return self._leaves[after:until]
+        return [leaf for _, _, leaf in await self.hot(after, until, None, None, until - after)]
+
+    async def catalog(self, after: int, until: int, stream: str | None) -> Catalog:
+        """Segments with events at ``after < position <= until``."""
+        parts = [
+            Part(segment, span.first, span.last)
+            for segment in self._segments.values()
+            for span in ([segment] if stream is None else [segment.streams.get(stream)])
+            if span is not None and span.last > after and span.first <= until
+        ]
+        return Catalog(self._generation, sorted(parts, key=lambda part: part.first))
+
+    async def uploads(self) -> list[str]:
+        """Objects that no segment refers to."""
+        return sorted(self._uploads)
 
     async def adopt(self, incarnation: str, *, empty: bool) -> bool:
         """Take another incarnation."""

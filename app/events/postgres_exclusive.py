@@ -14,6 +14,7 @@ from msgspec.structs import astuple
 from app.events import postgres_sql as sql
 from app.events.leaf import leaves
 from app.events.ledger import Batch, Found, Ledger, Missing, Op, State
+from app.events.postgres_archive import write_moves
 from app.events.queue import Request
 
 __all__ = ["insert_batch", "look_up", "read_state", "write_planned"]
@@ -95,6 +96,7 @@ async def insert_batch(conn: Any, batch: Batch) -> None:
         done = await conn.execute(sql.ERASE, *map(list, zip(*rows, strict=True)))
         if done != f"UPDATE {len(rows)}":
             raise ValueError("an event to be erased is no longer where it was")
+    await write_moves(conn, batch)
 
 
 def _event_rows(batch: Batch) -> list[tuple[Any, ...]]:

@@ -20,14 +20,16 @@ import base64
 import struct
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import zstandard
 
-from app.events.backend import Row
 from app.events.envelope import Event
 from app.events.store import StoreError
+
+if TYPE_CHECKING:
+    from app.events.backend import Row
 
 __all__ = ["DamagedSegment", "Index", "Reader", "Segment", "Span", "decode", "encode", "summary"]
 

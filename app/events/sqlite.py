@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 import aiosqlite
 
 from app.errors import StartupError
+from app.events import sqlite_archive as archive
 from app.events import sqlite_sql as sql
 from app.events.backend import Remembered, Row
 from app.events.envelope import Event
@@ -28,6 +29,7 @@ from app.events.ledgerstore import LedgerStore
 from app.events.lockfile import WriterLock
 from app.events.migrate import apply, outstanding
 from app.events.migration import migrations
+from app.events.moves import Catalog
 from app.events.sqlite_errors import (
     database_uri,
     startup_error,
@@ -140,7 +142,7 @@ class SqliteBackend:
 
     async def write(self, batch: Batch) -> None:
         """Write a batch in one transaction."""
-        await self._write(sql.write_batch, batch)
+        await self._write(sql.write_batch, batch, archive.write_moves)
         self._unsaved += sum(len(event.data) + EVENT_BYTES for event in batch.events) + 8192
 
     async def adopt(self, incarnation: str, *, empty: bool) -> bool:
@@ -220,6 +222,20 @@ class SqliteBackend:
     async def leaves(self, after: int, until: int) -> list[bytes]:
         """Leaf hashes of ``after < seq <= until``."""
         return await self._read(sql.select_leaves, after, until)
+
+    async def hot(
+        self, after: int, until: int, stream: str | None, types: Sequence[str] | None, limit: int
+    ) -> list[Row]:
+        """Rows of the table alone, as `select` selects events."""
+        return await self._read(archive.select_hot, after, until, stream, types, limit)
+
+    async def catalog(self, after: int, until: int, stream: str | None) -> Catalog:
+        """Segments with events at ``after < position <= until``."""
+        return await self._read(archive.select_catalog, after, until, stream)
+
+    async def uploads(self) -> list[str]:
+        """Objects that no segment refers to."""
+        return await self._read(archive.select_uploads)
 
     async def head(self) -> int:
         """Highest seq stored."""

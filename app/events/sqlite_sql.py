@@ -7,7 +7,7 @@ same functions on a simulated disk.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from msgspec.structs import astuple
@@ -110,13 +110,20 @@ _EVENT = """
 
 _COLUMNS = _EVENT.format(extra="", join="CROSS")  # CROSS: SQLite must begin with `event`
 
-SELECT_LOG = _COLUMNS + " WHERE e.seq > ? AND e.seq <= ?{types} ORDER BY e.seq LIMIT ?"
+_ROW_COLUMNS = _EVENT.format(extra=", e.salt, e.leaf", join="CROSS")
 
-SELECT_IN_STREAM = (
-    _COLUMNS
-    + """ WHERE e.stream_id = (SELECT id FROM stream WHERE name = ?)
+_BY_SEQ = " WHERE e.seq > ? AND e.seq <= ?{types} ORDER BY e.seq LIMIT ?"
+
+_BY_VERSION = """ WHERE e.stream_id = (SELECT id FROM stream WHERE name = ?)
     AND e.version > ? AND e.version <= ?{types} ORDER BY e.version LIMIT ?"""
-)
+
+SELECT_LOG = _COLUMNS + _BY_SEQ
+
+SELECT_IN_STREAM = _COLUMNS + _BY_VERSION
+
+SELECT_LOG_ROWS = _ROW_COLUMNS + _BY_SEQ
+
+SELECT_ROWS_IN_STREAM = _ROW_COLUMNS + _BY_VERSION
 
 ONLY_TYPES = " AND e.type_id IN (SELECT id FROM event_type WHERE name IN ({marks}))"
 
@@ -177,11 +184,18 @@ def _erase(conn: Connection, batch: Batch) -> None:
         raise ValueError("an event to be erased is no longer where it was")
 
 
-def write_batch(conn: Connection, batch: Batch) -> None:
-    """Write a batch in one transaction; it is durable when this returns."""
+def write_batch(
+    conn: Connection, batch: Batch, also: Callable[[Connection, Batch], None] | None = None
+) -> None:
+    """Write a batch in one transaction; it is durable when this returns.
+
+    ``also`` writes in the same transaction.
+    """
     conn.execute("BEGIN IMMEDIATE")
     try:
         insert_batch(conn, batch)
+        if also is not None:
+            also(conn, batch)
         conn.execute("COMMIT")
     except BaseException:
         if conn.in_transaction:  # type: ignore[attr-defined]
@@ -230,7 +244,7 @@ def select_events(
     sql = (SELECT_LOG if stream is None else SELECT_IN_STREAM).format(types=only)
     head = () if stream is None else (stream,)
     rows = conn.execute(sql, (*head, after, until, *(types or ()), limit)).fetchall()
-    return [_event(row) for row in rows]
+    return [event_of(row) for row in rows]
 
 
 def select_leaves(conn: Connection, after: int, until: int) -> list[bytes]:
@@ -266,7 +280,7 @@ def select_rows(conn: sqlite3.Connection, after: int, limit: int) -> list[Row | 
 
 def _select_rows(conn: sqlite3.Connection, after: int, limit: int) -> list[Row | StoreError]:
     found = conn.execute(SELECT_ROWS, (after, limit)).fetchall()
-    return [(_event(row), row[11], row[12]) for row in found]
+    return [(event_of(row), row[11], row[12]) for row in found]
 
 
 def _select_row(conn: sqlite3.Connection, seq: int) -> Row | StoreError:
@@ -276,7 +290,7 @@ def _select_row(conn: sqlite3.Connection, seq: int) -> Row | StoreError:
         return StoreError(str(error))
     if row is None:
         return StoreError("it is not where it should be")
-    return (_event(row), row[11], row[12])
+    return (event_of(row), row[11], row[12])
 
 
 def _decode(text: bytes) -> str:
@@ -289,7 +303,8 @@ def integrity(conn: Connection) -> list[str]:
     return [row[0] for row in rows if row[0] != "ok"]
 
 
-def _event(row: Sequence[Any]) -> Event:
+def event_of(row: Sequence[Any]) -> Event:
+    """Make an event of its columns."""
     return Event(
         seq=row[0],
         stream=row[1],
