@@ -71,6 +71,10 @@ class ThreadJobs:
             if len(events) < PAGE:
                 return state
 
+    def forget(self) -> None:
+        """Read the state from the beginning next time: content of it was erased in the log."""
+        self._state = empty(self.id)
+
     # ------------------------------------------------------------------------- recovery
 
     async def recover(self) -> None:

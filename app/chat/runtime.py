@@ -309,10 +309,16 @@ class Runtime:
             await runs.verify()
 
     async def _follow_ends(self, head: int) -> None:
-        """Cut runs that were stopped, whichever process took the command, or taken over."""
-        types = ("run.stopped", "run.interrupted", "run.resumed")
+        """Cut runs that were stopped, whichever process took the command, or taken over.
+
+        When content was erased from the log, forget what was read of it.
+        """
+        types = ("run.stopped", "run.interrupted", "run.resumed", "log.redacted")
         async for events in following(self._store, after=head, types=types):
             for event in events:
+                if event.type == "log.redacted":
+                    for runs in self._threads.values():
+                        runs.forget()
                 run = self._shared.active.get(event.run or "")
                 if run is None:
                     continue

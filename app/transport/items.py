@@ -65,17 +65,17 @@ class ItemCache:
         assert size & (size - 1) == 0, "size must be a power of two"
         self._mask = size - 1
         self._largest = largest
-        self._slots: list[tuple[int, bytes]] = [(0, b"")] * size
+        self._slots: list[tuple[int, bytes, bytes]] = [(0, b"", b"")] * size
 
     def encode(self, event: Event) -> bytes:
         """Return the event's item as JSON."""
         seq = event.seq
-        kept, data = self._slots[seq & self._mask]
-        if kept == seq:
+        kept, payload, data = self._slots[seq & self._mask]
+        if kept == seq and payload == event.data:  # else its content was erased meanwhile
             return data
         data = _item(event)
         if len(data) <= self._largest:
-            self._slots[seq & self._mask] = (seq, data)
+            self._slots[seq & self._mask] = (seq, event.data, data)
         return data
 
 

@@ -19,6 +19,7 @@ from app.events.catalogue import (
 )
 from app.events.codec import new
 from app.events.envelope import Event, thread_stream
+from app.events.redaction import remainder
 from app.projections import state as projection
 from app.transport import items
 from app.transport.items import Delivery, ItemCache, to_event
@@ -96,6 +97,14 @@ def test_cache_returns_the_same_bytes_and_keeps_large_items_out() -> None:
     for version in range(1, 50):
         one = event(version, MessageDelta(message="m", text=str(version)))
         assert msgspec.json.decode(cache.encode(one))["v"] == version
+
+
+def test_cache_does_not_keep_what_was_erased() -> None:
+    cache, one = ItemCache(), event(1, MessageDelta(message="m", text="Zanzibar"))
+    assert b"Zanzibar" in cache.encode(one)
+    left = remainder(one)
+    assert left is not None
+    assert b"Zanzibar" not in cache.encode(msgspec.structs.replace(one, data=left))
 
 
 def test_a_client_that_keeps_up_gets_every_batch() -> None:
