@@ -38,6 +38,13 @@ class ServerConfig(_Section, frozen=True, kw_only=True):
         list[str], _doc("Origins of other sites whose pages may open a WebSocket.")
     ] = []
     max_frame: Annotated[int, _doc("Largest WebSocket message in bytes.", ge=1024)] = 1_048_576
+    node: Annotated[
+        str,
+        _doc("Name of this process among those of the log; empty: host name and port."),
+    ] = ""
+    lease_seconds: Annotated[
+        float, _doc("How long a silent process counts as alive; then others take over.", ge=1)
+    ] = 10.0
 
 
 class DatabaseConfig(_Section, frozen=True, kw_only=True):

@@ -14,6 +14,7 @@ from app.cli import (
     redact,
     serve,
     settings,
+    worker,
 )
 from app.cli.root import everlog, main
 
@@ -21,6 +22,6 @@ __all__ = ["everlog", "main"]
 
 # Importing a module of commands registers them.
 _COMMANDS = (
-    *(serve, ask, conversations, log, maintenance, copy, backup, redact),
+    *(serve, worker, ask, conversations, log, maintenance, copy, backup, redact),
     *(models, settings, doctor),
 )

@@ -15,9 +15,10 @@ from app.settings import Loaded
 
 if TYPE_CHECKING:
     from app.events.logstore import LogStore
+    from app.events.url import Database
     from app.projections.views import Views
 
-__all__ = ["database", "find_thread", "reading", "shorten", "thread_ids", "viewing", "views_path"]
+__all__ = ["database", "find_thread", "reading", "shorten", "thread_ids", "viewing", "views_at"]
 
 SHORTEST = 8
 
@@ -37,33 +38,36 @@ async def reading(loaded: Loaded) -> AsyncIterator[LogStore]:
         yield store
 
 
-def database(loaded: Loaded) -> Path:
-    """Return the database file, which must exist.
+def database(loaded: Loaded) -> Database:
+    """Return where the log is; a file must exist.
 
     Raises:
         EverlogError: if it does not, or the log is kept in memory.
 
     """
-    from app.events.open import database_path
+    from app.events.url import parse_url
 
-    path = database_path(loaded.config.database.url)
-    if path is None:
+    found = parse_url(loaded.config.database.url)
+    if found.kind == "memory":
         raise EverlogError(
             "A log in memory can only be read by the process that has it",
-            hint="Name a database file with --database.",
+            hint="Name a database with --database.",
         )
-    if not path.exists():
+    if found.path is not None and not found.path.exists():
         raise EverlogError(
-            f"There is no log at {path}",
+            f"There is no log at {found.path}",
             hint="Start one with `everlog serve`, or name another with --database.",
         )
-    return path
+    return found
 
 
-def views_path(loaded: Loaded) -> Path:
-    """Return the file of the read models that `serve` keeps beside the database."""
-    path = database(loaded)
-    return path.with_name(path.name + ".views")
+def views_at(loaded: Loaded) -> Path | str:
+    """Return where the read models are that `serve` keeps: beside the database, or in it."""
+    from app.projections.place import views_place
+
+    found = views_place(database(loaded))
+    assert found is not None
+    return found
 
 
 @contextlib.asynccontextmanager
@@ -75,15 +79,17 @@ async def viewing(loaded: Loaded, store: EventStore) -> AsyncIterator[Views]:
     """
     from app.projections.views import Views
 
-    async with Views.open(store, _writable(views_path(loaded))) as views:
+    async with Views.open(store, _writable(views_at(loaded))) as views:
         await views.reached(await store.head())
         yield views
 
 
-def _writable(path: Path) -> Path | None:
-    """Return a file that may be written or made; None for any other."""
-    may = os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
-    return path if may else None
+def _writable(where: Path | str) -> Path | str | None:
+    """Return a database, or a file that may be written or made; None for any other."""
+    if isinstance(where, str):
+        return where
+    may = os.access(where.parent, os.W_OK) and (not where.exists() or os.access(where, os.W_OK))
+    return where if may else None
 
 
 async def thread_ids(store: EventStore) -> list[str]:

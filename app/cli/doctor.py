@@ -7,31 +7,24 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import click
-import msgspec
 
 from app.cli.console import emit, size, styled
+from app.cli.doctor_postgres import Answers, Check, ask_postgres, postgres_checks
 from app.cli.options import json_option, with_settings
 from app.cli.root import everlog
 from app.config import Config
 from app.errors import EverlogError
+from app.events.url import parse_url
 from app.settings import Loaded
 
 MEMORY_WANTED = 2 << 30
 DISK_WANTED = 1 << 30
 YEAR_2024 = 1_704_067_200
-
-
-class Check(msgspec.Struct, frozen=True):
-    """One finding. ``warning``: it works, with a drawback; ``bad``: `everlog serve` will not."""
-
-    name: str
-    state: Literal["good", "warning", "bad"]
-    finding: str
-    hint: str | None = None
 
 
 @everlog.command()
@@ -55,19 +48,24 @@ def doctor(loaded: Loaded, as_json: bool) -> None:
 
 def examine(config: Config) -> Iterator[Check]:
     """Yield all findings."""
-    checks: list[Callable[[Config], Check]] = [
-        _python,
-        _sqlite,
-        _torch,
-        _model,
-        _memory,
-        _disk,
-        _database,
-        _port,
-        _clock,
-    ]
-    for check in checks:
+    checks: list[Callable[[Config], Check]] = [_python, _torch, _model, _memory]
+    try:
+        database = parse_url(config.database.url)
+    except EverlogError as error:
+        yield Check("database", "bad", str(error), error.hint)
+    else:
+        if database.dsn is not None:
+            yield from postgres_checks(partial(_ask, database.dsn), database.shown)
+        else:
+            checks += [_sqlite, _disk, _database]
+    for check in [*checks, _port, _clock]:
         yield check(config)
+
+
+def _ask(dsn: str) -> Answers:
+    import asyncio
+
+    return asyncio.run(ask_postgres(dsn))
 
 
 def _python(config: Config) -> Check:
@@ -142,9 +140,7 @@ def _memory(config: Config) -> Check:
 
 
 def _folder(config: Config) -> Path:
-    from app.events.open import database_path
-
-    path = database_path(config.database.url)
+    path = parse_url(config.database.url).path
     return Path() if path is None else path.absolute().parent
 
 
@@ -162,10 +158,7 @@ def _database(config: Config) -> Check:
     """Write and sync a file beside the database, which also tells what a commit costs."""
     import tempfile
 
-    try:
-        folder = _folder(config)
-    except EverlogError as error:
-        return Check("database", "bad", str(error), error.hint)
+    folder = _folder(config)
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             took = []

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
@@ -46,7 +45,7 @@ def rebuild(loaded: Loaded, names: tuple[str, ...], as_json: bool) -> None:
 
 
 async def _rebuild(loaded: Loaded, names: list[str] | None) -> Rebuilt:
-    from app.cli.access import reading, views_path
+    from app.cli.access import reading, views_at
     from app.projections.rebuild import rebuild
     from app.projections.views import named
 
@@ -55,7 +54,7 @@ async def _rebuild(loaded: Loaded, names: list[str] | None) -> Rebuilt:
         with progress("Rebuilding", "events") as advance:
             return await rebuild(
                 store,
-                str(views_path(loaded)),
+                views_at(loaded),
                 projections,
                 progress=lambda done, total, rate: advance(done, total),
             )
@@ -96,24 +95,9 @@ def migrate(loaded: Loaded, check: bool, anew: bool, as_json: bool) -> None:
 
 
 def _due(loaded: Loaded) -> list[Migration]:
-    from app.events.migrate import outstanding
-    from app.events.migration import migrations
-    from app.events.open import database_path
+    from app.events.migrate import pending
 
-    path, known = database_path(loaded.config.database.url), migrations("sqlite")
-    if path is None or not path.exists():
-        return known
-    from app.events.sqlite_errors import startup_error
-
-    connection: Any = None
-    try:
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
-        return outstanding(connection, known)
-    except sqlite3.Error as error:
-        raise startup_error(path, error) from error
-    finally:
-        if connection is not None:
-            connection.close()
+    return pending(loaded.config.database.url)
 
 
 async def _open_and_close(loaded: Loaded, *, anew: bool) -> None:

@@ -38,7 +38,18 @@ def _first(group: BaseExceptionGroup[Any]) -> BaseException:
 
 
 ORDER = (
-    *("serve", "ask", "threads", "show", "replay", "timeline", "events", "head", "verify"),
+    *(
+        "serve",
+        "worker",
+        "ask",
+        "threads",
+        "show",
+        "replay",
+        "timeline",
+        "events",
+        "head",
+        "verify",
+    ),
     *("rebuild", "export", "import", "copy", "backup", "redact", "migrate"),
     *("models", "config", "doctor"),
 )

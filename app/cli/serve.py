@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from app import __version__
-from app.cli.console import clean, console, progress, styled
+from app.cli.banner import model_facts, show
+from app.cli.console import progress, styled
 from app.cli.options import setting, with_settings
 from app.cli.root import everlog
 from app.config import Config, LogConfig
@@ -105,37 +105,25 @@ def _fetch_model(config: Config) -> None:
 
 def facts(service: Service) -> dict[str, str]:
     """Return what a person wants to know of a service that has become ready."""
-    path = service.database
-    database = str(path.absolute()) if path else "in memory, lost on exit"
-    found = {"url": service.url, "database": database}
-    model = service.model
-    if model is None:
+    database = service.database
+    where = {"memory": "in memory, lost on exit", "postgres": database.shown}.get(database.kind)
+    found = {"url": service.url, "database": where or str(Path(database.shown).absolute())}
+    if database.kind == "postgres":
+        found["node"] = service.runtime.presence.name
+    if service.model is not None:
+        return found | model_facts(service.model)
+    workers = [f"{worker.model} at {worker.worker}" for worker in service.workers.ready]
+    if workers:
+        return found | {"model": ", ".join(workers)}
+    if service.engine == "disabled":
         return found | {"model": "none: this process runs no engine"}
-    where = f"{model.threads} CPU threads" if model.device == "cpu" else model.device
-    return found | {
-        "model": f"{model.model} ({model.parameters / 1e6:,.0f} M parameters, {model.dtype})",
-        "context": f"{model.context:,} tokens",
-        "device": where,
-    }
+    hint = "start one: everlog worker" if database.kind == "postgres" else "leave out --no-engine"
+    return found | {"model": f"none is at work: messages wait ({hint})"}
 
 
 def banner(service: Service, seconds: float) -> None:
-    """Say that it is ready: framed on a terminal, one log record elsewhere in JSON, else lines."""
-    shown = facts(service)
-    if not sys.stdout.isatty():
-        log = logging.getLogger("everlog")
-        log.info("ready in %.1f s at %s", seconds, service.url, extra={"facts": shown})
-        return
-    from rich.panel import Panel
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table.grid(padding=(0, 2))
-    for name, value in shown.items():
-        style = "bold cyan" if name == "url" else ""
-        table.add_row(Text(name, style="dim"), Text(clean(value), style=style))
-    title = Text(f"Everlog {__version__} is ready after {seconds:.1f} s", style="bold")
-    console().print(Panel(table, title=title, subtitle="Ctrl-C to stop", expand=False))
+    """Say that it is ready."""
+    show(facts(service), "Everlog", seconds)
 
 
 # -------------------------------------------------------------------------------- logging

@@ -9,21 +9,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import anyio
 import msgspec
-from anyio.abc import TaskStatus
+from anyio.abc import TaskGroup, TaskStatus
 
 from app.config import EngineConfig, StreamConfig
 from app.engine.claims import Claims
 from app.engine.deadlines import Deadlines
 from app.engine.frames import CoreConfig, Ready, Step
 from app.engine.supervisor import Backoff, CoreProcess
+from app.engine.workers import presence_name, worker_stream
 from app.errors import StartupError
 from app.events import codec
 from app.events.catalogue import Payload, WorkerCrashed, WorkerDrained, WorkerStarted
 from app.events.envelope import Event
+from app.events.follow import following
+from app.events.presence import Presence
 from app.events.store import Append, EventStore, StoreClosed, StoreError
 
 __all__ = ["EngineHost"]
@@ -46,6 +49,7 @@ class EngineHost:
         worker: Name of this worker, unique among all that share the log, the same at every start.
         stream: How tokens are batched into events.
         resolve: Path of a model's files by its name.
+        presence: How others know that this worker is alive; by default under its name.
 
     """
 
@@ -57,6 +61,7 @@ class EngineHost:
         worker: str,
         stream: StreamConfig | None = None,
         resolve: Callable[[str], str] = str,
+        presence: Presence | None = None,
     ) -> None:
         self.model: Ready | None = None
         self.state = "starting"
@@ -64,6 +69,7 @@ class EngineHost:
         self._config = config
         self._worker = worker
         self._resolve = resolve
+        self.presence = presence or Presence(store, presence_name(worker))
         self._claims = Claims(store, stream or StreamConfig(), worker=worker, freed=self._freed)
         self._deadlines = Deadlines(store, self._claims.holds)
         self._work = asyncio.Event()
@@ -72,6 +78,7 @@ class EngineHost:
         self._alarm = asyncio.Event()
         self._draining = False
         self._drained = asyncio.Lock()
+        self._entered = False
         self._scope = anyio.CancelScope()
 
     # -------------------------------------------------------------------------------- life
@@ -89,19 +96,24 @@ class EngineHost:
             task_status: The same for `anyio.abc.TaskGroup.start`.
 
         Raises:
-            StartupError: The core cannot be started the first time.
+            StartupError: The core cannot be started the first time, or another worker has this
+                name.
             StoreError: The log was closed under it.
 
         """
         try:
             with self._scope:
                 head = await self._store.head()
+                await self.presence.enter()
+                self._entered = True
                 await self._store.expire(worker=self._worker, reason="the worker was restarted")
-                core = await self._launch()
-                if ready is not None:
-                    ready()
-                task_status.started()
-                await self._serve(core, head)
+                async with _group() as group:
+                    group.start_soon(self.presence.run)
+                    core = await self._launch()
+                    if ready is not None:
+                        ready()
+                    task_status.started()
+                    await self._serve(core, head)
         except BaseException as error:
             self.state = "failed" if isinstance(error, Exception) else self.state
             raise
@@ -121,9 +133,11 @@ class EngineHost:
             failed = self.state == "failed"
             self._claims.give_up()
             try:
-                await self._claims.flusher.flush(everything=True)
-                await self._store.expire(worker=self._worker, reason="drained")
-                await self._tell(WorkerDrained(worker=self._worker))
+                if self._entered:  # else the name is another's
+                    await self._claims.flusher.flush(everything=True)
+                    await self._store.expire(worker=self._worker, reason="drained")
+                    await self._tell(WorkerDrained(worker=self._worker))
+                    await self.presence.leave()
             except StoreError as error:
                 log.warning("could not give requests back: %s; they wait for their lease", error)
             finally:
@@ -134,15 +148,12 @@ class EngineHost:
                 self._scope.cancel()
 
     async def _serve(self, core: CoreProcess, head: int) -> None:
-        try:
-            async with anyio.create_task_group() as group:
-                group.start_soon(self._watch, head)
-                group.start_soon(self._keep_leases)
-                group.start_soon(self._write)
-                group.start_soon(self._deadlines.run)
-                group.start_soon(self._compute, core)
-        except BaseExceptionGroup as errors:
-            raise _first(errors) from None
+        async with _group() as group:
+            group.start_soon(self._watch, head)
+            group.start_soon(self._keep_leases)
+            group.start_soon(self._write)
+            group.start_soon(self._deadlines.run)
+            group.start_soon(self._compute, core)
 
     async def _launch(self) -> CoreProcess:
         path = await asyncio.to_thread(self._resolve, self._config.model)
@@ -204,7 +215,7 @@ class EngineHost:
     async def _watch(self, after: int) -> None:
         """Follow what concerns the queue."""
         await self._deadlines.load()
-        async for events in self._store.follow(after=after, types=_WATCHED):
+        async for events in following(self._store, after=after, types=_WATCHED):
             for event in events:
                 self._saw(event)
 
@@ -305,11 +316,21 @@ class EngineHost:
         """Append an event about this worker."""
         event = codec.new(payload, actor=f"engine:{self._worker}")
         try:
-            await self._store.append(Append(stream=f"worker/{self._worker}", events=[event]))
+            await self._store.append(Append(stream=worker_stream(self._worker), events=[event]))
         except StoreClosed:
             raise
         except StoreError as error:  # a note for people; nothing depends on it
             log.warning("could not write %s: %s", event.type, error)
+
+
+@contextlib.asynccontextmanager
+async def _group() -> AsyncIterator[TaskGroup]:
+    """A task group that raises the first error itself."""
+    try:
+        async with anyio.create_task_group() as group:
+            yield group
+    except BaseExceptionGroup as errors:
+        raise _first(errors) from None
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -89,6 +89,7 @@ class Presence:
         self._until = 0.0  # monotonic: until then nobody takes us for gone
         self._steady = 0.0  # monotonic: since then no beat was late
         self._sure = asyncio.Event()
+        self._left = False
         self._beaten = asyncio.Condition()
 
     async def enter(self) -> None:
@@ -131,8 +132,10 @@ class Presence:
 
         """
         wait = self._lease / 3
-        while True:
+        while not self._left:
             await asyncio.sleep(wait)
+            if self._left:
+                return
             if self._late:
                 self._sure.clear()
             try:
@@ -159,6 +162,7 @@ class Presence:
 
     async def leave(self) -> None:
         """End cleanly: others need not wait for the lease."""
+        self._left = True
         self._until = 0.0
         self._sure.clear()
         await self._store.leave(node=self._self)
@@ -196,7 +200,11 @@ class Presence:
     async def _beat(self) -> frozenset[str]:
         begun = time.monotonic()
         late = begun >= self._until
-        found = await self._store.beat(node=self._self, lease=self._lease)
+        try:
+            async with asyncio.timeout(self._lease / 2):
+                found = await self._store.beat(node=self._self, lease=self._lease)
+        except TimeoutError:
+            raise StoreError("the log does not answer") from None
         if late:
             self._steady = begun
         self._until = begun + self._lease

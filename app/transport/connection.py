@@ -20,7 +20,7 @@ from app.chat.errors import Refused
 from app.chat.runtime import Runtime
 from app.errors import EverlogError, InputError
 from app.events.envelope import thread_stream
-from app.events.store import EventStore, StoreClosed
+from app.events.store import EventStore, StoreClosed, StoreError
 from app.projections import state as projection
 from app.transport import protocol as wire
 from app.transport.access import LOCAL, Owners
@@ -44,11 +44,16 @@ class Edge:
     """What all connections share."""
 
     def __init__(
-        self, store: EventStore, runtime: Runtime, welcome: Callable[[str], wire.Welcome]
+        self,
+        store: EventStore,
+        runtime: Runtime,
+        welcome: Callable[[str], wire.Welcome],
+        standing: Callable[[], wire.Notice | None] = lambda: None,
     ) -> None:
         self.store = store
         self.runtime = runtime
         self.welcome = welcome
+        self.standing = standing
         self.owners = Owners(store)
         self.cache = ItemCache()
 
@@ -103,6 +108,9 @@ class Connection:
             return False
         await self._socket.write(encode(self._edge.welcome(self._user)))
         self._socket.user = self._user
+        notice = self._edge.standing()
+        if notice is not None:
+            await self._socket.write(encode(notice))
         return True
 
     # ------------------------------------------------------------------------- frames in
@@ -221,6 +229,9 @@ class Connection:
             await self._pump(Delivery(frame.thread, cursor, self._edge.cache))
         except (ConnectionClosed, StoreClosed):
             pass
+        except StoreError as error:  # the client comes again, from where it was
+            log.warning("Thread %s cannot be read: %s", frame.thread, error)
+            await self._socket.close(CloseCode.INTERNAL, "the log cannot be read now")
         except Exception:
             log.exception("Following thread %s failed", frame.thread)
             await self._socket.close(CloseCode.INTERNAL, "internal error")

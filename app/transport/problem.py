@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.errors import EverlogError, InputError
+from app.events.store import StoreError
 
 __all__ = ["HANDLERS", "Problem", "number", "problem"]
 
@@ -85,6 +86,11 @@ def _on_known(request: Request, error: Exception) -> Response:
     return problem(500, error.message)
 
 
+def _on_store(request: Request, error: Exception) -> Response:
+    assert isinstance(error, StoreError)
+    return problem(503, error.message)
+
+
 def _on_bug(request: Request, error: Exception) -> Response:
     return problem(500, "the server failed; see its log")
 
@@ -92,6 +98,7 @@ def _on_bug(request: Request, error: Exception) -> Response:
 HANDLERS = {
     HTTPException: _on_http,
     InputError: _on_input,
+    StoreError: _on_store,
     EverlogError: _on_known,
     Exception: _on_bug,
 }

@@ -11,8 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
@@ -29,17 +27,23 @@ from app.chat.watch import watch as watch_file
 from app.config import Config
 from app.engine.host import EngineHost
 from app.engine.hub import resolve
+from app.engine.keeper import keep_queue
+from app.engine.workers import presence_name
 from app.errors import EverlogError, StartupError
 from app.events.open import open_store
+from app.events.presence import Presence, check_name, place
 from app.events.seal import Sealer
-from app.events.url import database_path
+from app.events.store import EventStore
+from app.events.url import parse_url
+from app.projections.place import views_place
 from app.projections.views import Views
 from app.transport.http import application
+from app.transport.lifecycle import cause, signals
 from app.transport.listen import listen, url_of
 from app.transport.protocol import CloseCode
 from app.transport.service import Service
 
-__all__ = ["Service", "serve"]
+__all__ = ["Service", "engine_host", "serve"]
 
 log = logging.getLogger(__name__)
 
@@ -67,41 +71,65 @@ async def serve(
 
     """
     with contextlib.closing(listen(config.server)) as listener:
-        async with _open(config, file, url_of(listener)) as service:
-            with _signals(service):
+        async with _open(config, file, listener) as service:
+            with signals(service.stopping.is_set, service.stop):
                 await _run(service, listener, file if watch else None, on_ready)
 
 
 @contextlib.asynccontextmanager
-async def _open(config: Config, file: Path | None, url: str) -> AsyncIterator[Service]:
+async def _open(
+    config: Config, file: Path | None, listener: socket.socket
+) -> AsyncIterator[Service]:
     """Open the log and the projections, and put a service together."""
-    path = database_path(config.database.url)
-    views_path = path and path.with_name(path.name + ".views")
-    node = socket.gethostname()
-    host: EngineHost | None = None
+    database = parse_url(config.database.url)
+    host, port = listener.getsockname()[:2]
+    node = config.server.node or f"{socket.gethostname()}:{port}"
+    here = place(f"{host}:{port}")
     async with (
         open_store(config.database.url, synchronous=config.database.synchronous) as store,
-        Views.open(store, views_path) as views,
+        Views.open(store, views_place(database)) as views,
     ):
-        if config.engine.enabled:
-            host = EngineHost(
-                store, config.engine, worker=node, stream=config.stream, resolve=_resolve
-            )
-        app = _app(config, file, host)
-        yield Service(
+        lease = config.server.lease_seconds
+        presence = Presence(store, check_name(node, "server.node"), lease=lease, place=here)
+        service = Service(
             config,
-            url=url,
+            url=url_of(listener),
             store=store,
             views=views,
             runtime=Runtime(
-                store, app, node=node, views=views, stream=config.stream, chat=config.chat
+                store,
+                ChatApp(config.chat.name),
+                presence=presence,
+                views=views,
+                stream=config.stream,
+                chat=config.chat,
             ),
-            host=host,
-            name=app.name if file else config.chat.name,
+            host=engine_host(config, store, node, here) if config.engine.enabled else None,
+            name=config.chat.name,
+            needs_engine=file is None,
         )
+        app = _app(config, file, service)
+        await service.runtime.reload(app)
+        service.name = app.name if file else config.chat.name
+        yield service
 
 
-def _app(config: Config, file: Path | None, host: EngineHost | None) -> ChatApp:
+def engine_host(config: Config, store: EventStore, worker: str, where: str) -> EngineHost:
+    """Return the engine of a process that is called ``worker``; see `app.events.presence.place`."""
+    presence = Presence(
+        store, presence_name(worker), lease=config.server.lease_seconds, place=where
+    )
+    return EngineHost(
+        store,
+        config.engine,
+        worker=worker,
+        stream=config.stream,
+        resolve=_resolve,
+        presence=presence,
+    )
+
+
+def _app(config: Config, file: Path | None, service: Service) -> ChatApp:
     """Load the chat author's file, or make the built-in chat.
 
     Raises:
@@ -109,9 +137,7 @@ def _app(config: Config, file: Path | None, host: EngineHost | None) -> ChatApp:
 
     """
     if file is None:
-        return builtin(
-            config.chat, context=lambda: host.model.context if host and host.model else None
-        )
+        return builtin(config.chat, context=lambda: service.context)
     try:
         return load(file)
     except LoadError as error:
@@ -147,7 +173,7 @@ async def _run(
             await web.stop()
             group.cancel_scope.cancel()
     except BaseExceptionGroup as errors:
-        raise _cause(errors) from None
+        raise cause(errors) from None
     finally:
         web.abort()
 
@@ -158,20 +184,24 @@ async def _start(service: Service, group: TaskGroup, watched: Path | None) -> No
     group.start_soon(Sealer(service.store, every=every, seconds=seconds).run)
     group.start_soon(service.hint)
     await group.start(service.runtime.run)
+    group.start_soon(service.watch_workers)
+    group.start_soon(service.report_engine)
     if watched is not None:
         group.start_soon(_watch, service, watched)
     if service.host is None:
-        return
+        lease = service.config.engine.lease_seconds
+        group.start_soon(partial(keep_queue, service.store, every=lease / 3))
+        return await service.look()
     settled = asyncio.Event()  # the model is loaded, or will not be waited for
 
     async def give_up() -> None:
         await service.stopping.wait()
         settled.set()
 
-    group.start_soon(service.report_engine)
     group.start_soon(partial(service.host.run, ready=settled.set))
     group.start_soon(give_up)
     await settled.wait()
+    return None
 
 
 async def _drain(service: Service) -> None:
@@ -187,6 +217,8 @@ async def _drain(service: Service) -> None:
         log.warning("Not everything ended within server.drain_seconds; the log has what it has")
     except EverlogError as error:
         log.error("Draining failed: %s", error)
+    with contextlib.suppress(EverlogError):  # else the others wait for the lease
+        await service.runtime.presence.leave()
     await service.hub.close(CloseCode.RESTART, "restart", timeout=CLOSE_SECONDS)
 
 
@@ -246,33 +278,3 @@ class _Web(uvicorn.Server):
             server.close()
         for connection in list(self.server_state.connections):
             connection.transport.abort()
-
-
-@contextlib.contextmanager
-def _signals(service: Service) -> Iterator[None]:
-    """Drain on the first SIGTERM or SIGINT, end at once on the second."""
-    loop = asyncio.get_running_loop()
-
-    def on_signal(number: int) -> None:
-        if service.stopping.is_set():
-            os._exit(128 + number)
-        service.stop()
-
-    taken = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
-            loop.add_signal_handler(number, on_signal, number)  # only the main thread may
-            taken.append(number)
-    try:
-        yield
-    finally:
-        for number in taken:
-            loop.remove_signal_handler(number)
-
-
-def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return our own error in a group, if there is one, else the first."""
-    found: BaseException = group.subgroup(EverlogError) or group
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,14 +17,18 @@ from app.errors import StartupError
 from app.events.catalogue import RunResumed, RunStarted
 from app.events.envelope import thread_stream
 from app.events.ids import uuid7
+from app.events.open import open_store
 from app.events.presence import Presence
 from app.events.store import Append, EventStore, Outcome, StoreError
 from app.projections.state import ThreadState
 from tests.chat.conftest import USER, Chat, app_of, serving
+from tests.support.postgres import new_database
 
 pytestmark = pytest.mark.timeout(60)
 
 LEASE = 0.9
+
+Stores = tuple[EventStore, EventStore, EventStore]
 
 
 async def slow(message: el.Message) -> None:
@@ -38,12 +43,33 @@ async def echo(message: el.Message) -> None:
     await el.Message(f"echo {message.content}").send()
 
 
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
+async def stores(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> AsyncIterator[tuple[EventStore, EventStore, EventStore]]:
+    """What three nodes have of one log; on Postgres connections of their own."""
+    url = {"memory": "memory:", "sqlite": f"sqlite:///{tmp_path / 'log.db'}"}.get(request.param)
+    if url is not None:
+        async with open_store(url, synchronous="normal") as one:
+            yield one, one, one
+        return
+    url = await new_database(request.getfixturevalue("postgres"))
+    async with open_store(url) as one, open_store(url) as two, open_store(url) as three:
+        yield one, two, three
+
+
+@pytest.fixture
+def store(stores: Stores) -> EventStore:
+    """The log of the first node."""
+    return stores[0]
+
+
 @contextlib.asynccontextmanager
-async def two(store: EventStore, app: Any, **options: Any) -> AsyncIterator[tuple[Chat, Chat]]:
+async def two(stores: Stores, app: Any, **options: Any) -> AsyncIterator[tuple[Chat, Chat]]:
     """Two nodes with one app."""
     async with (
-        serving(store, app, node="a", **options) as a,
-        serving(store, app, node="b", **options) as b,
+        serving(stores[0], app, node="a", **options) as a,
+        serving(stores[1], app, node="b", **options) as b,
     ):
         yield a, b
 
@@ -67,9 +93,9 @@ def check_order(state: ThreadState) -> None:
 
 
 async def test_a_message_taken_by_another_node_waits_for_the_run(
-    store: EventStore, thread: str
+    stores: Stores, thread: str
 ) -> None:
-    async with two(store, app_of(on_message=slow)) as (a, b):
+    async with two(stores, app_of(on_message=slow)) as (a, b):
         await a.post(thread, "60")
         ack = await b.post(thread, "3")
         assert (await b.types(thread))[ack.version - 1] == "message.posted"
@@ -79,8 +105,8 @@ async def test_a_message_taken_by_another_node_waits_for_the_run(
     assert [m.content for m in state.messages if m.role == "assistant"][1] == "0 1 2 "
 
 
-async def test_many_messages_through_two_nodes_at_once(store: EventStore, thread: str) -> None:
-    async with two(store, app_of(on_message=echo)) as nodes:
+async def test_many_messages_through_two_nodes_at_once(stores: Stores, thread: str) -> None:
+    async with two(stores, app_of(on_message=echo)) as nodes:
         posts = (nodes[n % 2].post(thread, f"m{n}") for n in range(40))
         acks = await asyncio.gather(*posts)
         state = await nodes[0].settled(thread, runs=40)
@@ -94,14 +120,14 @@ async def test_many_messages_through_two_nodes_at_once(store: EventStore, thread
     assert answers == [f"echo {m.content}" for m in state.messages if m.role == "user"]
 
 
-async def test_a_thread_is_made_once_by_two_nodes(store: EventStore) -> None:
+async def test_a_thread_is_made_once_by_two_nodes(stores: Stores) -> None:
     calls: list[str] = []
 
     async def on_chat_start() -> None:
         calls.append("start")
 
     app = app_of(on_message=echo, on_chat_start=on_chat_start)
-    async with two(store, app) as (a, b):
+    async with two(stores, app) as (a, b):
         threads = [uuid7() for _ in range(10)]
         for thread in threads:
             await asyncio.gather(
@@ -115,24 +141,25 @@ async def test_a_thread_is_made_once_by_two_nodes(store: EventStore) -> None:
 
 
 async def test_a_command_sent_again_to_another_node_takes_effect_once(
-    store: EventStore, thread: str
+    stores: Stores, thread: str
 ) -> None:
-    async with two(store, app_of(on_message=slow)) as (a, b):
+    async with two(stores, app_of(on_message=slow)) as (a, b):
         post, stop, rename = uuid7(), uuid7(), uuid7()
         ids = {"id": post, "message": uuid7()}
         ack = await a.post(thread, "400", **ids)
         assert await b.post(thread, "400", **ids) == ack
         named = RenameCommand(id=rename, thread=thread, title="T")
         assert await a.runtime.rename(named, USER) == await b.runtime.rename(named, USER)
-        assert await b.stop(thread, id=stop) == await a.stop(thread, id=stop)
+        stopped = await b.stop(thread, id=stop)
+        assert (await a.stop(thread, id=stop)).version >= stopped.version
         state = await a.settled(thread)
     assert (len(state.runs), len(state.messages)) == (1, 2)
     types = await a.types(thread)
     assert types.count("run.stopped") == types.count("thread.renamed") == 1
 
 
-async def test_stop_and_delete_from_another_node(store: EventStore, thread: str) -> None:
-    async with two(store, app_of(on_message=slow)) as (a, b):
+async def test_stop_and_delete_from_another_node(stores: Stores, thread: str) -> None:
+    async with two(stores, app_of(on_message=slow)) as (a, b):
         await a.post(thread, "4000")
         await b.post(thread, "4000")  # waits
         await b.stop(thread)
@@ -153,11 +180,11 @@ async def test_stop_and_delete_from_another_node(store: EventStore, thread: str)
 
 
 async def test_one_of_two_survivors_ends_a_dead_nodes_run_and_goes_on(
-    store: EventStore, thread: str
+    stores: Stores, thread: str
 ) -> None:
     app = app_of(on_message=slow)
-    async with two(store, app, lease=LEASE) as (a, b):
-        async with serving(store, app, node="c", lease=LEASE) as c:
+    async with two(stores, app, lease=LEASE) as (a, b):
+        async with serving(stores[2], app, node="c", lease=LEASE) as c:
             await c.post(thread, "4000")
             await c.post(thread, "2")
             await a.post(thread, "3")
@@ -170,7 +197,7 @@ async def test_one_of_two_survivors_ends_a_dead_nodes_run_and_goes_on(
 
 @pytest.mark.parametrize("clean", [False, True])
 async def test_one_of_two_survivors_resumes_a_resumable_run(
-    store: EventStore, thread: str, clean: bool
+    stores: Stores, thread: str, clean: bool
 ) -> None:
     calls: list[str] = []
 
@@ -182,9 +209,9 @@ async def test_one_of_two_survivors_resumes_a_resumable_run(
 
     app = app_of(on_message=on_message)
     app.resumable = True
-    async with two(store, app, lease=LEASE) as (a, b):
+    async with two(stores, app, lease=LEASE) as (a, b):
         await asyncio.sleep(LEASE * 1.1)
-        async with serving(store, app, node="c", lease=LEASE) as c:
+        async with serving(stores[2], app, node="c", lease=LEASE) as c:
             await c.post(thread, "q")
             await asyncio.sleep(0.05)
             if clean:
@@ -196,8 +223,8 @@ async def test_one_of_two_survivors_resumes_a_resumable_run(
     assert [(r.status, r.node) for r in state.runs] == [("completed", resumed.node)]
 
 
-async def test_nobody_takes_over_from_a_node_that_is_alive(store: EventStore, thread: str) -> None:
-    async with two(store, app_of(on_message=slow), lease=0.3) as (a, b):
+async def test_nobody_takes_over_from_a_node_that_is_alive(stores: Stores, thread: str) -> None:
+    async with two(stores, app_of(on_message=slow), lease=0.3) as (a, b):
         await a.post(thread, "300")
         state = await b.settled(thread)
     assert [(r.status, r.node) for r in state.runs] == [("completed", "a")]
@@ -215,13 +242,13 @@ class Deaf(Presence):
 
 
 async def test_a_node_that_was_away_writes_nothing_for_runs_that_others_took(
-    store: EventStore, thread: str
+    stores: Stores, thread: str
 ) -> None:
     app = app_of(on_message=slow)
-    deaf = Deaf(store, "deaf", lease=LEASE, place="deaf")
+    deaf = Deaf(stores[0], "deaf", lease=LEASE, place="deaf")
     async with (
-        serving(store, app, node="b", lease=LEASE) as b,
-        serving(store, app, presence=deaf) as a,
+        serving(stores[1], app, node="b", lease=LEASE) as b,
+        serving(stores[0], app, presence=deaf) as a,
     ):
         await a.post(thread, "4000")
         await a.until(thread, lambda s: any(len(m.content) > 20 for m in s.messages[1:]))
@@ -240,13 +267,13 @@ async def test_a_node_that_was_away_writes_nothing_for_runs_that_others_took(
     assert [r.status for r in state.runs] == ["interrupted", "completed"]
 
 
-async def test_a_log_that_is_away_for_all_interrupts_nobody(store: EventStore, thread: str) -> None:
+async def test_a_log_that_is_away_for_all_interrupts_nobody(stores: Stores, thread: str) -> None:
     """Beats of all fail for longer than the lease, then all come back: nobody takes over."""
     app = app_of(on_message=slow)
-    deaf = [Deaf(store, name, lease=LEASE, place=name) for name in "ab"]
+    deaf = [Deaf(stores[n], name, lease=LEASE, place=name) for n, name in enumerate("ab")]
     async with (
-        serving(store, app, presence=deaf[0]) as a,
-        serving(store, app, presence=deaf[1]) as b,
+        serving(stores[0], app, presence=deaf[0]) as a,
+        serving(stores[1], app, presence=deaf[1]) as b,
     ):
         await asyncio.sleep(LEASE * 1.1)
         await a.post(thread, "300")

@@ -91,7 +91,7 @@ def test_variables_that_are_no_settings_are_left_alone(name: str) -> None:
         ("port = 1", "port (everlog.toml:1)", "server.port"),
         ("[egnine]\nmodel = ''", "egnine.model (everlog.toml:2)", "engine.model"),
         ("[zzz]", "zzz (everlog.toml:1)", "config show"),
-        ("[server.deep]\nx = 1", "server.deep", "server.port"),
+        ("[server.deep]\nx = 1", "server.deep", "server."),
     ],
 )
 def test_unknown_keys_name_place_and_nearest(

@@ -28,7 +28,7 @@ export async function fetchThreads(search: string, before: number | string | nul
   return (await response.json()) as ThreadPage;
 }
 
-/** starting | ready | restarting | stopped | failed | disabled */
+/** starting | ready | restarting | stopped | failed | disabled | no worker */
 export type EngineStatus = string;
 
 /** How the engine is now; null if it cannot be asked. */

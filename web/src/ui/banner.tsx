@@ -11,6 +11,7 @@ const SILENCE_MS = 1000;
 const ENGINE: Record<string, string> = {
   starting: "The model is being loaded. What you send is answered then.",
   restarting: "The model is restarting. Answers go on by themselves.",
+  "no worker": "No engine is at work. What you send is answered when one is.",
   failed: "The model cannot be loaded. The server's output says why.",
 };
 
