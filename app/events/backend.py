@@ -40,6 +40,13 @@ class Reading(Protocol):
         """Rows as stored, even damaged ones, for `app.events.verify`."""
         ...
 
+    async def sound(self, after: int, until: int) -> list[bytes] | None:
+        """Leaf hashes of ``after < seq <= until``, if all rows are here and as they were written.
+
+        A quick look that may miss that they are: None says to look at `rows`.
+        """
+        ...
+
     async def leaves(self, after: int, until: int) -> list[bytes]:
         """Leaf hashes of ``after < seq <= until``."""
         ...

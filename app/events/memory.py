@@ -155,6 +155,10 @@ class MemoryBackend:
         events = islice(self._select(after, until, stream, types), limit)
         return [(e, self._salts[e.seq - 1], self._leaves[e.seq - 1]) for e in events]
 
+    async def sound(self, after: int, until: int) -> list[bytes] | None:
+        """There is nothing quicker than `rows`."""
+        return None
+
     async def leaves(self, after: int, until: int) -> list[bytes]:
         """Leaf hashes."""
         return [leaf for _, _, leaf in await self.hot(after, until, None, None, until - after)]

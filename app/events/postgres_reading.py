@@ -114,6 +114,10 @@ class PostgresReading:
         await self._meet(rows)
         return [(self._event(row), row[11], row[12]) for row in rows]
 
+    async def sound(self, after: int, until: int) -> list[bytes] | None:
+        """There is nothing quicker than `rows`."""
+        return None
+
     async def leaves(self, after: int, until: int) -> list[bytes]:
         """Leaf hashes of ``after < seq <= until``."""
         return [row[0] for row in await self.fetchrows(sql.SELECT_LEAVES, after, until)]

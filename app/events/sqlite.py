@@ -219,6 +219,10 @@ class SqliteBackend:
         """Rows as stored, even damaged ones."""
         return await self._read(sql.select_rows, after, limit)
 
+    async def sound(self, after: int, until: int) -> list[bytes] | None:
+        """Leaf hashes of rows that are as they were written; None if any may not be."""
+        return await self._read(sql.select_sound, after, until)
+
     async def leaves(self, after: int, until: int) -> list[bytes]:
         """Leaf hashes of ``after < seq <= until``."""
         return await self._read(sql.select_leaves, after, until)

@@ -6,10 +6,12 @@ seals and the end of the log. What is left of a redacted event is proven by the 
 (``log.redacted``), an event like any other.
 
 Pages of sound rows are checked in bulk; one with anything odd in it is gone through row by row.
+An event that is erased while this goes on is looked up in the records as they are then.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 
@@ -19,7 +21,7 @@ from app.events.backend import Row
 from app.events.catalogue import LogRedacted
 from app.events.codec import PayloadError, decode
 from app.events.envelope import Event
-from app.events.leaf import DIGEST, leaf, leaves
+from app.events.leaf import DIGEST, SALT, leaf, leaves
 from app.events.logstore import LogStore
 from app.events.merkle import GENESIS, Merkle, chain
 from app.events.seal import SEAL_STREAM, Head, head, read_seal
@@ -100,7 +102,8 @@ async def verify(
     checks = [_Check(span) for span in ranges]
     if saved is not None:
         checks.append(saved)
-    records = await _records(store, report)
+    records = _Records(store, report)
+    await records.refresh()
     await _walk(store, total, _Walker(checks, records, report), progress)
     for check in checks:
         check.finish(report)
@@ -206,20 +209,43 @@ def _expect(
     return _HeadCheck(_Range(0, last + 1, expected.seq), root, expected)
 
 
-async def _records(store: LogStore, report: Report) -> dict[int, bytes]:
+class _Records:
     """Redacted events: SHA-256 of what the latest record says is left of each."""
-    found: dict[int, bytes] = {}
-    try:
-        async for event in store.read(stream=SEAL_STREAM, types=("log.redacted",)):
-            try:
-                record = decode(event)
-                assert isinstance(record, LogRedacted)
-                found |= zip(record.seqs, map(bytes.fromhex, record.left), strict=True)
-            except (PayloadError, ValueError, AssertionError):
-                report.add(event.seq, "redaction", f"the record at seq {event.seq} is unreadable")
-    except StoreError as error:
-        report.add(None, "storage", f"redactions cannot be read: {error.message}")
-    return found
+
+    def __init__(self, store: LogStore, report: Report) -> None:
+        self._store, self._report = store, report
+        self._version = 0
+        self._seqs: list[int] = []
+        self.left: dict[int, bytes] = {}
+
+    async def refresh(self) -> None:
+        """Read the records that are new."""
+        store, after = self._store, self._version
+        self._version = await store.stream_version(SEAL_STREAM)
+        if self._version == after:
+            return
+        try:
+            async for event in store.read(
+                stream=SEAL_STREAM, after=after, until=self._version, types=("log.redacted",)
+            ):
+                self._take(event)
+        except StoreError as error:
+            self._report.add(None, "storage", f"redactions cannot be read: {error.message}")
+        self._seqs = sorted(self.left)
+
+    def _take(self, event: Event) -> None:
+        try:
+            record = decode(event)
+            assert isinstance(record, LogRedacted)
+            self.left |= zip(record.seqs, map(bytes.fromhex, record.left), strict=True)
+        except (PayloadError, ValueError, AssertionError):
+            message = f"the record at seq {event.seq} is unreadable"
+            self._report.add(event.seq, "redaction", message)
+
+    def any(self, after: int, until: int) -> bool:
+        """Whether there is one of ``after < seq <= until``."""
+        place = bisect_right(self._seqs, after)
+        return place < len(self._seqs) and self._seqs[place] <= until
 
 
 async def _walk(
@@ -230,39 +256,55 @@ async def _walk(
 ) -> None:
     """Read all rows in order."""
     while walker.seq < total:
-        rows = await store.rows(after=walker.seq, limit=min(PAGE, total - walker.seq))
-        if not rows:
-            first = walker.seq + 1
-            walker.report.add(first, "missing", f"events {first}..{total} are missing")
+        after, until = walker.seq, min(walker.seq + PAGE, total)
+        quick = None
+        if not walker.records.any(after, until):
+            quick = await store.sound(after=after, until=until)
+        if quick is not None:
+            walker.take_sound(quick)
+        elif not await _look(store, walker, until):
+            walker.report.add(after + 1, "missing", f"events {after + 1}..{total} are missing")
             return
-        if not walker.take_page(rows):
-            for row in rows:
-                walker.take_row(row)
         if progress is not None:
             progress(min(walker.seq, total), total)
+
+
+async def _look(store: LogStore, walker: _Walker, until: int) -> bool:
+    """Look at rows as they are; False if there are none."""
+    rows = await store.rows(after=walker.seq, limit=until - walker.seq)
+    if any(isinstance(row, tuple) and len(row[1]) == DIGEST for row in rows):
+        await walker.records.refresh()
+    if rows and not walker.take_page(rows):
+        for row in rows:
+            walker.take_row(row)
+    return bool(rows)
 
 
 class _Walker:
     """Checks rows in order, and feeds their leaves to the trees that need them."""
 
-    def __init__(self, checks: list[_Check], records: dict[int, bytes], report: Report) -> None:
+    def __init__(self, checks: list[_Check], records: _Records, report: Report) -> None:
         self.seq = 0
         self.report = report
+        self.records = records
         self._waiting = sorted(checks, key=lambda check: check.first, reverse=True)
         self._active: list[_Check] = []
-        self._records = records
+
+    def take_sound(self, values: list[bytes]) -> None:
+        """Take rows that are known to be sound, by their leaves."""
+        self.report.events += len(values)
+        self._advance(values)
 
     def take_page(self, rows: Sequence[Row | StoreError]) -> bool:
         """Take a whole page if every row is sound; else nothing, and return False."""
-        seq = self.seq
         events, openings, stored = [], [], []
         for row in rows:
-            if isinstance(row, StoreError):
+            if isinstance(row, StoreError) or len(row[1]) not in (SALT, DIGEST):
                 return False
             events.append(row[0])
             openings.append(row[1])
             stored.append(row[2])
-        if events[0].seq != seq + 1 or events[-1].seq != seq + len(rows):
+        if events[0].seq != self.seq + 1 or events[-1].seq != self.seq + len(rows):
             return False
         try:
             if leaves(events, openings) != stored:
@@ -270,10 +312,9 @@ class _Walker:
         except (TypeError, ValueError, OverflowError):
             return False
         for event, opening in zip(events, openings, strict=True):
-            if len(opening) == DIGEST or event.seq in self._records:
+            if len(opening) == DIGEST or event.seq in self.records.left:
                 self._check_redaction(event, opening)
-        self.report.events += len(rows)
-        self._advance(stored)
+        self.take_sound(stored)
         return True
 
     def take_row(self, row: Row | StoreError) -> None:
@@ -292,7 +333,7 @@ class _Walker:
         value = _leaf(event, opening)
         if value != stored:
             report.add(event.seq, "changed", f"event {event.seq} was changed after it was written")
-        elif len(opening) == DIGEST or event.seq in self._records:
+        elif len(opening) == DIGEST or event.seq in self.records.left:
             self._check_redaction(event, opening)
         self._advance([value or b""])
 
@@ -307,7 +348,7 @@ class _Walker:
 
     def _check_redaction(self, event: Event, opening: bytes) -> None:
         """Compare an erased event, or one that should be, with the record of it."""
-        left, seq = self._records.get(event.seq), event.seq
+        left, seq = self.records.left.get(event.seq), event.seq
         if len(opening) != DIGEST:
             message = f"event {seq} was redacted by the record of it, yet its payload is there"
         elif left is None:
@@ -321,6 +362,8 @@ class _Walker:
 
 
 def _leaf(event: Event, opening: bytes) -> bytes | None:
+    if len(opening) not in (SALT, DIGEST):  # bytes were moved between salt and payload
+        return None
     try:
         return leaf(msgspec.structs.astuple(event)[:-1], opening, event.data)
     except (TypeError, ValueError, OverflowError):  # damage can change a column's very type

@@ -259,6 +259,26 @@ def test_null_is_not_the_empty_text(tamper: Callable[..., Report], column: str) 
     assert named(report) >= {5}
 
 
+def test_bytes_moved_from_payload_to_salt(tamper: Callable[..., Report]) -> None:
+    """Their hash is taken over both together."""
+    for there, back in (("salt || substr(data, 1, 1)", "substr(data, 2)"), ("x''", "salt || data")):
+        report = tamper(
+            f"UPDATE event SET salt = CAST({there} AS BLOB), data = CAST({back} AS BLOB)"
+            " WHERE seq = 5"
+        )
+        assert [(p.seq, p.kind) for p in report.problems[:1]] == [(5, "changed")]
+
+
+async def test_events_that_json_writes_in_many_ways(store: LogStore) -> None:
+    """SQLite's JSON and ours may differ; sound all the same."""
+    for i, text in enumerate(("\x07\n\x7f", '"\\/', "é漢😀", "\u2028<>&'", "\0x", "ÿ" * 3000)):
+        event = NewEvent(type="test.ping", data=b"{}", actor=f"user:{text}", run=text, cause=None)
+        big = NewEvent(type="odd.é", data=b"\xff\0", time=2**62 + i, schema=2**31 - 1)
+        await store.append(Append(stream="user/ü", events=[event, big]))
+    report = await verify(store)
+    assert report.ok and report.events == 12, report.problems
+
+
 def test_a_changed_seal_is_named(tamper: Callable[..., Report]) -> None:
     changed = """CAST(replace(data, '"last":10', '"last":9') AS BLOB)"""
     assert 11 in named(tamper(f"UPDATE event SET data = {changed} WHERE seq = 11"))
