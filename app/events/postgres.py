@@ -278,6 +278,8 @@ class PostgresStore(LogStore):
     async def _exclusive(self, op: Op) -> object:
         """Plan an operation here, with the append lock held: for the rare ones."""
         batch = await self._insist(lambda conn: write_planned(conn, op, self._clock()), once=True)
+        if batch.erased:  # whoever awaits this must not read what the ring still holds
+            self._feed.reset(self._tail.position + 1)
         self._tail.ring()
         self._notifier.ring(self._tail.position)
         return batch.results[0]
