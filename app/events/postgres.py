@@ -26,10 +26,10 @@ from app.events.ids import uuid7
 from app.events.ledger import Claim, Expire, Heartbeat, Op
 from app.events.logstore import LogStore
 from app.events.migration import migrations
+from app.events.postgres_call import Call, Guarded, Names
 from app.events.postgres_exclusive import write_planned
 from app.events.postgres_queue import claims, expiries
 from app.events.postgres_reading import Backoff, PostgresReading
-from app.events.postgres_sql import Call, Guarded, Names
 from app.events.postgres_tail import Listener, Notifier, Tail, channel_of
 from app.events.queue import Request
 from app.events.store import (
@@ -249,12 +249,21 @@ class PostgresStore(LogStore):
         call, number = Call(appends, self._names, now), self._number
 
         async def work(conn: Any) -> str:
-            arguments = call.arguments(self._id, number, self._lease_clock())
-            answer: str = await conn.fetchval(sql.APPEND_BATCH, *arguments, timeout=CALL_SECONDS)
-            return answer
+            clock = self._lease_clock()
+            arguments = call.arguments(self._id, number, clock, self._versions)
+            try:
+                answer = await conn.fetchval(sql.APPEND_BATCH, *arguments, timeout=CALL_SECONDS)
+            except asyncpg.UniqueViolationError:  # another node was faster in one of the streams
+                self._versions = {}
+                arguments = call.arguments(self._id, number, clock, {})
+                answer = await conn.fetchval(sql.APPEND_BATCH, *arguments, timeout=CALL_SECONDS)
+            return str(answer)
 
         outcomes, events = call.outcomes(await self._insist(work))
         if events:
+            if len(self._versions) >= MAX_VERSIONS:
+                self._versions = {}
+            self._versions.update((event.stream, event.version) for event in events)
             self._tail.publish(events)
             self._notifier.ring(events[-1].seq)
         return outcomes
@@ -318,10 +327,16 @@ class PostgresStore(LogStore):
 
     async def _connect(self) -> Any:
         conn = await pg.connect(self._dsn, synchronous_commit=self._commits)
+        self._versions = {}  # after a failover the log may end earlier than we knew
         incarnation = await conn.fetchval(sql.SELECT_LOG_ROW)
-        if incarnation != self.incarnation:
+        head = await conn.fetchval(sql.SELECT_HEAD)
+        if incarnation != self.incarnation or head < self._tail.position:
             conn.terminate()
-            raise StoreError("the database holds another log now", hint="restart this process")
+            raise StoreError(
+                f"the database holds another log now, or an older one: it ends at {head}, and "
+                f"event {self._tail.position} has been seen",
+                hint="after a restore: everlog migrate --new-incarnation; then restart",
+            )
         return conn
 
     def _lease_clock(self) -> int | None:
@@ -378,7 +393,7 @@ class PostgresStore(LogStore):
             self._versions = {}
         versions = self._versions
         for event in events:
-            if event.stream in versions:
+            if event.version > versions.get(event.stream, event.version):
                 versions[event.stream] = event.version
 
 

@@ -14,10 +14,12 @@ from typing import Any, TypeVar
 import asyncpg
 
 from app.events import pg
+from app.events import postgres_archive as archive
 from app.events import postgres_sql as sql
 from app.events.backend import Remembered, Row
 from app.events.envelope import Event
-from app.events.postgres_sql import Names
+from app.events.moves import Catalog, catalog
+from app.events.postgres_call import Names
 from app.events.store import Lease, StoreClosed, StoreError
 
 __all__ = ["Backoff", "PostgresReading"]
@@ -96,17 +98,50 @@ class PostgresReading:
         self, after: int, until: int, stream: str | None, types: Sequence[str] | None, limit: int
     ) -> list[Event]:
         """Events with ``after < position <= until`` in order."""
+        statements = sql.SELECT_LOG, sql.SELECT_IN_STREAM
+        rows = await self._select(statements, after, until, stream, types, limit)
+        return [self._event(row) for row in rows]
+
+    async def hot(
+        self, after: int, until: int, stream: str | None, types: Sequence[str] | None, limit: int
+    ) -> list[Row]:
+        """Rows of the table alone, as `select` selects events."""
+        statements = sql.SELECT_LOG_ROWS, sql.SELECT_ROWS_IN_STREAM
+        rows = await self._select(statements, after, until, stream, types, limit)
+        return [(self._event(row), row[11], row[12]) for row in rows]
+
+    async def _select(
+        self,
+        statements: tuple[str, str],
+        after: int,
+        until: int,
+        stream: str | None,
+        types: Sequence[str] | None,
+        limit: int,
+    ) -> list[Any]:
         wanted = None if types is None else await self._type_ids(types)
         if stream is None:
-            rows = await self.fetchrows(sql.SELECT_LOG, after, until, limit, wanted)
+            rows = await self.fetchrows(statements[0], after, until, limit, wanted)
         else:
             id = await self._stream_id(stream)
             if id is None:
                 return []
             until = min(until, 2**31 - 1)
-            rows = await self.fetchrows(sql.SELECT_IN_STREAM, after, until, limit, wanted, id)
+            rows = await self.fetchrows(statements[1], after, until, limit, wanted, id)
         await self._meet(rows)
-        return [self._event(row) for row in rows]
+        return rows
+
+    async def catalog(self, after: int, until: int, stream: str | None) -> Catalog:
+        """Segments with events at ``after < position <= until``; one look."""
+        if stream is None:
+            return catalog(await self.fetchrows(archive.SELECT_SEGMENTS, after, until))
+        until = min(until, 2**31 - 1)
+        rows = await self.fetchrows(archive.SELECT_SEGMENTS_OF_STREAM, after, until, stream)
+        return catalog(rows)
+
+    async def uploads(self) -> list[str]:
+        """Objects that no segment refers to."""
+        return [row[0] for row in await self.fetchrows(archive.SELECT_UPLOADS)]
 
     async def rows(self, after: int, limit: int) -> list[Row | StoreError]:
         """Rows with salt and leaf. One whose names are gone shows ``?`` in their place."""

@@ -108,31 +108,34 @@ AS $$ SELECT pg_advisory_xact_lock(hashtextextended('everlog.append.' || current
 
 -- Append events, each append for itself, in one round trip.
 --
--- Lists of one kind are parallel; places in another list count from 1, 0 is none.
+-- Lists of one kind are parallel; places in another list count from 1. A list whose values are all
+-- the default may be empty.
 --   p_streams, p_stream_ids      names, and ids where the caller knows them (else 0)
---   p_types, p_type_ids          the same for event types
+--   p_versions                   versions the caller has seen; -1: look it up. One that has been
+--                                overtaken makes the call fail with a unique violation
+--   p_heads                      the header's JSON between seq and version
+--   p_types, p_type_ids          names and ids of event types
 --   p_requests, p_commands       ids
---   a_*                          one for each append. kind: 0 append, 1 claim, 2 give back what ran
---                                out, 3 give back what `worker` holds; fence and epoch: the request
---                                and its epoch; first..last: its events; lease: ns, for a claim
---   e_*                          one for each event. move: place in p_moves of its transition;
---                                head and tail: its header's JSON around the version
---   q_*                          one for each request.queued
 --   p_moves                      [{state before: state after}, ...]; "" is "does not exist"
+--   a_*                          one for each append. count: of its events; expected: version or -1;
+--                                kind: 0 append, 1 claim, 2 give back what ran out, 3 give back what
+--                                `worker` holds; fence and epoch: the request and its epoch; lease:
+--                                ns, for a claim
+--   e_*                          one for each event. tail: the header's JSON after the version;
+--                                move: place in p_moves; owner: place of its request
+--   q_*                          one for each request.queued
 --
 -- Gives JSON: `code` (0 appended, 1 conflict, 2 fenced, 3 closed, 4 illegal, 5 duplicate), and for
 -- each append two numbers and a text, whose meaning `app.events.postgres_sql` knows.
 CREATE FUNCTION append_batch(
     p_writer text, p_number bigint, p_now bigint,
-    p_streams text[], p_stream_ids bigint[],
+    p_streams text[], p_stream_ids bigint[], p_versions integer[], p_heads text[],
     p_types text[], p_type_ids integer[],
     p_requests text[], p_commands text[], p_moves jsonb,
-    a_kind integer[], a_stream integer[], a_expected integer[], a_command integer[],
-    a_fence integer[], a_epoch integer[], a_first integer[], a_last integer[],
-    a_worker text[], a_lease bigint[],
-    e_stream integer[], e_type integer[], e_schema integer[], e_time bigint[],
-    e_actor text[], e_request text[], e_run text[], e_cause text[],
-    e_data bytea[], e_salt bytea[], e_digest bytea[], e_head text[], e_tail text[],
+    a_stream integer[], a_count integer[], a_expected integer[], a_command integer[],
+    a_fence integer[], a_epoch integer[], a_kind integer[], a_worker text[], a_lease bigint[],
+    e_type integer[], e_schema integer[], e_time bigint[], e_actor text[],
+    e_request text[], e_run text[], e_cause text[], e_data bytea[], e_salt bytea[], e_tail text[],
     e_owner integer[], e_move integer[], e_fenced boolean[], e_queued integer[],
     q_priority integer[], q_model text[], q_deadline bigint[]
 ) RETURNS text LANGUAGE plpgsql VOLATILE
@@ -147,15 +150,16 @@ DECLARE
     v_next   bigint;
     v_answer text;
     v_now    bigint := coalesce(p_now, log_clock());
-    s_version integer[] := '{}';
+    s_version integer[] := p_versions;
     r_state  text[] := '{}';   r_epoch integer[] := '{}';  r_worker text[] := '{}';
     r_until  bigint[] := '{}'; r_stream text[] := '{}';    r_event integer[] := '{}';
     r_seq    bigint[] := '{}'; r_changed boolean[] := '{}';
     c_seq    bigint[] := '{}'; c_version integer[] := '{}'; c_new boolean[] := '{}';
-    e_seq    bigint[]; e_version integer[];
+    e_seq    bigint[]; e_version integer[]; e_stream integer[];
     o_code   integer[] := '{}'; o_x bigint[] := '{}'; o_y bigint[] := '{}'; o_text text[] := '{}';
     u_request integer[]; u_state text[]; u_worker text[]; u_until bigint[]; u_event integer[];
-    i integer; j integer; s integer; f integer; q integer; n integer;
+    i integer; j integer; s integer; f integer; q integer; n integer; k integer;
+    v_first integer; v_end integer := 0; v_kind integer; v_expected integer;
     state text; following text;
     code integer; x bigint; y bigint; note text;
 BEGIN
@@ -177,9 +181,13 @@ BEGIN
             FROM unnest(p_streams, p_stream_ids) WITH ORDINALITY AS given(name, id, place)
             LEFT JOIN stream ON given.id = 0 AND stream.name = given.name;
     END IF;
-    SELECT array_agg(coalesce(
-            (SELECT max(version) FROM event WHERE stream_id = given.id), 0) ORDER BY place)
-        INTO s_version FROM unnest(p_stream_ids) WITH ORDINALITY AS given(id, place);
+    IF -1 = ANY (p_versions) THEN
+        SELECT array_agg(CASE WHEN given.version >= 0 THEN given.version ELSE
+                coalesce((SELECT max(version) FROM event WHERE stream_id = given.id), 0) END
+                ORDER BY place)
+            INTO s_version
+            FROM unnest(p_stream_ids, p_versions) WITH ORDINALITY AS given(id, version, place);
+    END IF;
     IF cardinality(p_requests) > 0 THEN
         SELECT array_agg(r.state ORDER BY place), array_agg(coalesce(r.epoch, 0) ORDER BY place),
                array_agg(r.worker ORDER BY place), array_agg(r.until ORDER BY place),
@@ -198,38 +206,44 @@ BEGIN
     END IF;
     e_seq := array_fill(NULL::bigint, ARRAY[cardinality(e_type)]);
     e_version := array_fill(NULL::integer, ARRAY[cardinality(e_type)]);
+    e_stream := e_version;
 
-    FOR i IN 1 .. cardinality(a_kind) LOOP
+    FOR i IN 1 .. cardinality(a_stream) LOOP
         code := 0; x := 0; y := 0; note := NULL; n := 0;
         s := a_stream[i];
-        f := a_fence[i];
-        IF a_command[i] > 0 AND c_seq[a_command[i]] IS NOT NULL THEN
-            code := 5; x := c_seq[a_command[i]]; y := c_version[a_command[i]];
-        ELSIF a_expected[i] >= 0 AND a_expected[i] <> s_version[s] THEN
+        k := coalesce(a_command[i], 0);
+        f := coalesce(a_fence[i], 0);
+        v_kind := coalesce(a_kind[i], 0);
+        v_expected := coalesce(a_expected[i], -1);
+        v_first := v_end + 1;
+        v_end := v_end + a_count[i];
+        IF k > 0 AND c_seq[k] IS NOT NULL THEN
+            code := 5; x := c_seq[k]; y := c_version[k];
+        ELSIF v_expected >= 0 AND v_expected <> s_version[s] THEN
             code := 1; y := s_version[s];
         ELSIF f > 0 THEN
             state := r_state[f];
             IF state IS NULL THEN
-                code := 4; x := a_first[i];
+                code := 4; x := v_first;
             ELSIF state = ANY (terminal) THEN
                 code := 3; note := state;
             ELSIF r_epoch[f] <> a_epoch[i]
-                    OR (a_kind[i] = 0 AND r_worker[f] IS NULL)
-                    OR (a_kind[i] = 1 AND state <> 'queued')
-                    OR (a_kind[i] > 1 AND NOT state = ANY (held))
-                    OR (a_kind[i] = 2 AND r_until[f] >= v_now)
-                    OR (a_kind[i] = 3 AND r_worker[f] <> a_worker[i]) THEN
+                    OR (v_kind = 0 AND r_worker[f] IS NULL)
+                    OR (v_kind = 1 AND state <> 'queued')
+                    OR (v_kind > 1 AND NOT state = ANY (held))
+                    OR (v_kind = 2 AND r_until[f] >= v_now)
+                    OR (v_kind = 3 AND r_worker[f] <> a_worker[i]) THEN
                 code := 2; x := r_epoch[f];
             END IF;
         END IF;
 
-        IF code = 0 AND a_kind[i] = 1 THEN
+        IF code = 0 AND v_kind = 1 THEN
             r_state[f] := 'claimed'; r_epoch[f] := r_epoch[f] + 1; r_worker[f] := a_worker[i];
             r_until[f] := v_now + a_lease[i]; r_changed[f] := true;
-        ELSIF code = 0 AND a_kind[i] > 1 THEN
+        ELSIF code = 0 AND v_kind > 1 THEN
             r_state[f] := 'queued'; r_worker[f] := NULL; r_until[f] := NULL; r_changed[f] := true;
-        ELSIF code = 0 THEN
-            FOR j IN a_first[i] .. a_last[i] LOOP
+        ELSIF code = 0 AND cardinality(e_move) > 0 THEN
+            FOR j IN v_first .. v_end LOOP
                 CONTINUE WHEN e_move[j] = 0;
                 q := e_owner[j];
                 state := r_state[q];
@@ -249,7 +263,7 @@ BEGIN
                 u_until[n] := r_until[q]; u_event[n] := r_event[q];
                 IF state IS NULL THEN
                     r_stream[q] := p_streams[s]; r_event[q] := j;
-                    r_seq[q] := v_seq + j - a_first[i] + 1;
+                    r_seq[q] := v_seq + j - v_first + 1;
                 END IF;
                 r_state[q] := following;
                 r_changed[q] := true;
@@ -267,16 +281,17 @@ BEGIN
 
         IF code = 0 THEN
             x := v_seq + 1;
-            FOR j IN a_first[i] .. a_last[i] LOOP
-                v_seq := v_seq + 1;
-                s_version[s] := s_version[s] + 1;
-                e_seq[j] := v_seq;
-                e_version[j] := s_version[s];
-            END LOOP;
             y := s_version[s];
-            IF a_command[i] > 0 THEN
-                c_seq[a_command[i]] := v_seq; c_version[a_command[i]] := y;
-                c_new[a_command[i]] := true;
+            FOR j IN v_first .. v_end LOOP
+                v_seq := v_seq + 1;
+                y := y + 1;
+                e_seq[j] := v_seq;
+                e_version[j] := y;
+                e_stream[j] := s;
+            END LOOP;
+            s_version[s] := y;
+            IF k > 0 THEN
+                c_seq[k] := v_seq; c_version[k] := y; c_new[k] := true;
             END IF;
         END IF;
         o_code[i] := code; o_x[i] := x; o_y[i] := y; o_text[i] := note;
@@ -305,13 +320,14 @@ BEGIN
         INSERT INTO event (seq, stream_id, time, version, type_id, schema, actor, request, run,
                            cause, data, salt, leaf)
             SELECT e.seq, p_stream_ids[e.stream], e.time, e.version, p_type_ids[e.type],
-                   e.schema, e.actor, e.request, e.run, e.cause, e.data, e.salt,
-                   sha256(convert_to('[' || e.seq || e.head || e.version || e.tail, 'UTF8')
-                          || e.digest)
+                   coalesce(e.schema, 1), coalesce(e.actor, 'system'), e.request, e.run, e.cause,
+                   e.data, e.salt,
+                   sha256(convert_to('[' || e.seq || p_heads[e.stream] || e.version || e.tail,
+                                     'UTF8') || sha256(e.salt || e.data))
             FROM unnest(e_seq, e_version, e_stream, e_type, e_schema, e_time, e_actor, e_request,
-                        e_run, e_cause, e_data, e_salt, e_digest, e_head, e_tail)
+                        e_run, e_cause, e_data, e_salt, e_tail)
                 AS e(seq, version, stream, type, schema, time, actor, request,
-                     run, cause, data, salt, digest, head, tail)
+                     run, cause, data, salt, tail)
             WHERE e.seq IS NOT NULL;
         INSERT INTO request (id, stream, state, epoch, worker, until, priority, queued, model,
                              deadline, run)

@@ -1,0 +1,285 @@
+"""Calls of the function ``append_batch``: how its arguments and its answer are coded. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from app.events.envelope import Event, NewEvent
+from app.events.leaf import draw_salts
+from app.events.lifecycle import FENCED, TRANSITIONS
+from app.events.queue import queued_fields
+from app.events.store import (
+    ANY,
+    Append,
+    Appended,
+    Closed,
+    Conflict,
+    Duplicate,
+    Fenced,
+    Illegal,
+    Outcome,
+)
+
+__all__ = ["Call", "Guarded", "Names"]
+
+_encode = msgspec.json.Encoder().encode
+
+#: Place of each transition in the list below; claims come from `claim` alone.
+_MOVE = {type: place for place, type in enumerate(TRANSITIONS, 1)}
+_MOVES = _encode(
+    [
+        {}
+        if type == "request.claimed"
+        else {before or "": after for before, after in moves.items()}
+        for type, moves in TRANSITIONS.items()
+    ]
+).decode()
+
+
+class Guarded(msgspec.Struct, frozen=True):
+    """An append of the queue's own, for one request under its epoch.
+
+    ``kind`` is 1: claim it for ``worker`` for ``lease`` ns; 2: give it back if its lease ran out;
+    3: give it back if ``worker`` holds it.
+    """
+
+    append: Append
+    kind: int
+    worker: str | None
+    lease: int = 0
+
+
+class _Answer(msgspec.Struct):
+    code: list[int]
+    x: list[int]
+    y: list[int]
+    text: list[str | None]
+    streams: list[int]
+    types: list[int]
+
+
+_decode = msgspec.json.Decoder(_Answer).decode
+
+
+class Names:
+    """Ids of streams and event types that this process has met. They never change.
+
+    Args:
+        limit: Most streams remembered.
+
+    """
+
+    def __init__(self, limit: int = 65_536) -> None:
+        self._limit = limit
+        self.ids: dict[str, int] = {}
+        self.names: dict[int, str] = {}
+        self.types: dict[str, int] = {}
+        self.type_names: dict[int, str] = {}
+
+    def learn_stream(self, name: str, id: int) -> None:
+        """Remember a stream."""
+        if len(self.ids) >= self._limit:
+            self.ids.clear()
+            self.names.clear()
+        self.ids[name], self.names[id] = id, name
+
+    def learn_type(self, name: str, id: int) -> None:
+        """Remember an event type."""
+        self.types[name], self.type_names[id] = id, name
+
+
+class _Places(dict[str, int]):
+    """Place of each name in a list, from 1; a name not met yet is put at the end."""
+
+    def __missing__(self, name: str) -> int:
+        place = self[name] = len(self) + 1
+        return place
+
+
+class Call:
+    """One call of ``append_batch``: its arguments, and the events once it is answered.
+
+    Args:
+        appends: What to append, in order.
+        names: Known ids.
+        now: Time of events that carry none, ns since the epoch.
+
+    """
+
+    def __init__(self, appends: Sequence[Append | Guarded], names: Names, now: int) -> None:
+        self._appends = [a.append if isinstance(a, Guarded) else a for a in appends]
+        self._names, self._now = names, now
+        self._streams, self._types = _Places(), _Places()
+        self._requests, self._commands = _Places(), _Places()
+        self._exact: set[str] = set()  # streams whose version decides
+        self._guards = [a for a in appends if isinstance(a, Guarded)]
+        self._heads = [
+            (
+                self._streams[append.stream],
+                len(append.events),
+                append.expected,
+                0 if append.command is None else self._commands[append.command],
+                0 if append.fence is None else self._requests[append.fence.request],
+                0 if append.fence is None else append.fence.epoch,
+            )
+            for append in self._appends
+        ]
+        self._exact.update(a.stream for a in self._appends if a.expected != ANY)
+        self._new: list[NewEvent] = [event for a in self._appends for event in a.events]
+        self._times = [event.time or now for event in self._new]
+        self._moves = self._find_moves()
+
+    def _find_moves(self) -> list[tuple[int, int, bool, int]] | None:
+        """Owner, move, fenced and place of the queued fields for each event; None: no moves."""
+        self._queued: list[tuple[int, str | None, int | None]] = []
+        if self._guards or not any(event.type in _MOVE for event in self._new):
+            return None  # the queue's own appends move their requests by their kind
+        return [self._move(event) for event in self._new]
+
+    def _move(self, event: NewEvent) -> tuple[int, int, bool, int]:
+        move = _MOVE.get(event.type, 0)
+        if not move or not event.request:
+            return (0, 0, False, 0)
+        queued = 0
+        if event.type == "request.queued":
+            fields = queued_fields(event.data)
+            self._queued.append((fields.priority, fields.model, fields.deadline))
+            queued = len(self._queued)
+        return (self._requests[event.request], move, event.type in FENCED, queued)
+
+    def arguments(
+        self, writer: str, number: int, now: int | None, versions: Mapping[str, int]
+    ) -> list[Any]:
+        """Arguments of ``append_batch``.
+
+        Args:
+            writer: Who sends it.
+            number: Which of its batches it is.
+            now: The leases' clock, ns since the epoch; None for the server's.
+            versions: Versions of streams as far as known.
+
+        """
+        streams, names, events = list(self._streams), self._names, self._new
+        kinds = [self._types[event.type] for event in events]
+        types = list(self._types)
+        return [
+            writer,
+            number,
+            now,
+            streams,
+            [names.ids.get(name, 0) for name in streams],
+            [-1 if name in self._exact else versions.get(name, -1) for name in streams],
+            [f",{_encode(name).decode()}," for name in streams],
+            types,
+            [names.types.get(name, 0) for name in types],
+            list(self._requests),
+            list(self._commands),
+            _MOVES,
+            *self._append_columns(),
+            kinds,
+            _unless_all([event.schema for event in events], 1),
+            self._times,
+            _unless_all([event.actor for event in events], "system"),
+            _unless_all([event.request for event in events], None),
+            _unless_all([event.run for event in events], None),
+            _unless_all([event.cause for event in events], None),
+            [event.data for event in events],
+            draw_salts(len(events)),
+            self._tails(),
+            *_columns(self._moves or (), 4),
+            *_columns(self._queued, 3),
+        ]
+
+    def _append_columns(self) -> list[list[Any]]:
+        """Lists of appends; those that say nothing are empty."""
+        streams, counts, expected, commands, fences, epochs = _columns(self._heads, 6)
+        kinds, workers, leases = _columns([(g.kind, g.worker, g.lease) for g in self._guards], 3)
+        return [
+            streams,
+            counts,
+            _unless_all(expected, ANY),
+            _unless_all(commands, 0),
+            _unless_all(fences, 0),
+            _unless_all(epochs, 0),
+            kinds,
+            workers,
+            leases,
+        ]
+
+    def _tails(self) -> list[str]:
+        """The JSON of each header after its version."""
+        return [
+            "," + _encode((e.type, e.schema, time, e.actor, e.request, e.run, e.cause)).decode()[1:]
+            for e, time in zip(self._new, self._times, strict=True)
+        ]
+
+    def outcomes(self, answer: str) -> tuple[list[Outcome], list[Event]]:
+        """What became of each append, and the events written, in order of seq."""
+        said = _decode(answer)
+        self._learn(said)
+        outcomes: list[Outcome] = []
+        written: list[Event] = []
+        first = 0
+        for append, code, x, y, text in zip(
+            self._appends, said.code, said.x, said.y, said.text, strict=True
+        ):
+            count = len(append.events)
+            if code == 0:
+                outcomes.append(Appended(x, x + count - 1, y))
+                self._write(append, first, x, y - count + 1, written)
+            else:
+                outcomes.append(_REFUSALS[code](self._new, x, y, text))
+            first += count
+        return outcomes, written
+
+    def _learn(self, said: _Answer) -> None:
+        names = self._names
+        for name, id in zip(self._streams, said.streams, strict=True):
+            if id and name not in names.ids:
+                names.learn_stream(name, id)
+        for name, id in zip(self._types, said.types, strict=True):
+            if id and name not in names.types:
+                names.learn_type(name, id)
+
+    def _write(
+        self, append: Append, first: int, seq: int, version: int, written: list[Event]
+    ) -> None:
+        for at, event in enumerate(append.events):
+            written.append(
+                Event(
+                    seq=seq + at,
+                    stream=append.stream,
+                    version=version + at,
+                    type=event.type,
+                    schema=event.schema,
+                    time=self._times[first + at],
+                    actor=event.actor,
+                    request=event.request,
+                    run=event.run,
+                    cause=event.cause,
+                    data=event.data,
+                )
+            )
+
+
+def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
+    """Rows as columns."""
+    return [list(column) for column in zip(*rows, strict=True)] or [[] for _ in range(width)]
+
+
+def _unless_all(values: list[Any], default: Any) -> list[Any]:
+    """The values; none if all are the default, which spares coding them."""
+    return values if any(value != default for value in values) else []
+
+
+#: By code: from events, two numbers and a text to an outcome.
+_REFUSALS: dict[int, Callable[[list[NewEvent], int, int, str | None], Outcome]] = {
+    1: lambda events, x, y, text: Conflict(y),
+    2: lambda events, x, y, text: Fenced(x),
+    3: lambda events, x, y, text: Closed(text or ""),
+    4: lambda events, x, y, text: Illegal(events[x - 1].type, text),
+    5: lambda events, x, y, text: Duplicate(x, y),
+}
