@@ -9,6 +9,7 @@ on from there; payloads that were erased in the source since then are erased in 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
@@ -29,11 +30,16 @@ from app.events.verify import Report, verify
 
 __all__ = ["Copied", "copy"]
 
+log = logging.getLogger(__name__)
+
 PAGE = 8_192
 """Most events in one transaction of the target."""
 
 PAGE_BYTES = 16 << 20
 """About how many bytes of payload one transaction may have."""
+
+ATTEMPTS = 3
+"""How often a page is written before the copy gives up."""
 
 Progress = Callable[[int, int], None]
 
@@ -51,6 +57,7 @@ class Copied(msgspec.Struct, frozen=True):
 class _Page(msgspec.Struct, frozen=True):
     events: list[Event]
     salts: list[bytes]
+    leaves: list[bytes]
 
     @property
     def last(self) -> int:
@@ -201,7 +208,7 @@ def _checked(rows: list[Row | StoreError], after: int) -> _Page:
         for event, right, value in zip(events, computed, stored, strict=True):
             if right != value:
                 raise _damaged(event.seq, "was changed after it was written")
-    return _Page(events, salts)
+    return _Page(events, salts, stored)
 
 
 def _leaf(event: Event, salt: bytes) -> bytes:
@@ -250,15 +257,31 @@ async def _remember(source: LogStore, target: LogStore, done: int) -> None:
 
 
 async def _write(target: LogStore, page: _Page, erased: list[Erasure]) -> None:
-    try:
-        await target.load(page.events, page.salts, erased=erased)
-    except ValueError as error:
-        raise StoreError(f"the target cannot hold the source's events: {error}") from error
-    except StoreError as error:
-        have = await target.head()
-        if have < page.events[0].seq:
-            raise
-        raise StoreError(
-            f"the target was written by somebody else: it has {have} events",
-            hint="stop the servers of the target, and copy into a new database",
-        ) from error
+    """Write a page; again if it was not written, for the database may have been away."""
+    first = page.events[0].seq
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            await target.load(page.events, page.salts, erased=erased)
+        except ValueError as error:
+            raise StoreError(f"the target cannot hold the source's events: {error}") from error
+        except StoreError as error:
+            have = await target.head()  # waits for the database
+            if have >= first:
+                await _refuse_others(target, page, have)
+            elif attempt == ATTEMPTS:
+                raise
+            else:
+                log.warning("writing again from event %d: %s", first, error)
+                continue
+        return
+
+
+async def _refuse_others(target: LogStore, page: _Page, have: int) -> None:
+    """Whether what is there instead is this page: committed, and only the answer was lost."""
+    first = page.events[0].seq
+    if have == page.last and await target.leaves(after=first - 1, until=have) == page.leaves:
+        return
+    raise StoreError(
+        f"the target was written by somebody else: it has {have} events",
+        hint="stop the servers of the target, and copy into a new database",
+    )

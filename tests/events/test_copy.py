@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from app.events.store import Duplicate, StoreError
 from app.events.verify import verify
 from tests.contract.support import must, notes
 from tests.events.copying import fill, same
+from tests.support.postgres import cluster, new_database
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,6 +79,44 @@ async def test_another_log_in_postgres_is_refused(source: LogStore, postgres_url
         assert life == target.incarnation != await target.adopt()
     async with open_store(postgres_url, read_only=True) as target:
         assert target.incarnation != life
+
+
+async def test_postgres_dies_in_the_middle(source: LogStore) -> None:
+    """It waits until the server is back, and goes on."""
+    deaths = 0
+    loop = asyncio.get_running_loop()
+    with cluster(fsync="off") as server:
+
+        async def die() -> None:
+            nonlocal deaths
+            deaths += 1
+            if deaths % 4 == 1:
+                await loop.run_in_executor(None, server.stop, "immediate")
+                await loop.run_in_executor(None, server.start)
+
+        async with open_store(await new_database(server)) as target:
+            interrupt(target, 1, die)
+            await copy(source, target)
+            assert deaths > 8
+            await same(source, target)
+
+
+async def test_an_answer_that_was_lost(source: LogStore, postgres_url: str) -> None:
+    """The page is there, only nobody heard so: it is neither written twice nor refused."""
+    async with open_store(postgres_url) as target:
+        real, count = target.load, 0
+
+        async def load(events: Sequence[Event], salts: Sequence[bytes], **more: Any) -> int:
+            nonlocal count
+            count += 1
+            done = await real(events, salts, **more)
+            if count == 2:
+                raise StoreError("Postgres does not answer")
+            return done
+
+        target.load = load  # type: ignore[method-assign]
+        await copy(source, target)
+        await same(source, target)
 
 
 @asynccontextmanager
@@ -215,23 +254,30 @@ class Interrupted(Exception):
     """The copy ended there."""
 
 
-def interrupt(store: LogStore, after: int, how: str) -> None:
-    """Let the ``after``-th page fail before it is written, or be cancelled on its way."""
+def interrupt(store: LogStore, after: int, happens: Callable[[], Awaitable[None] | None]) -> None:
+    """Let something happen before the pages after the ``after``-th are written."""
     real, count = store.load, 0
 
     async def load(events: Sequence[Event], salts: Sequence[bytes], **more: Any) -> int:
         nonlocal count
         count += 1
         if count > after:
-            if how == "cancel":
-                task = asyncio.current_task()
-                assert task is not None
-                task.cancel()
-            else:
-                raise Interrupted
+            waiting = happens()
+            if waiting is not None:
+                await waiting
         return await real(events, salts, **more)
 
     store.load = load  # type: ignore[method-assign]
+
+
+def fail() -> None:
+    raise Interrupted
+
+
+def cancel() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
 
 
 @settings(
@@ -240,17 +286,17 @@ def interrupt(store: LogStore, after: int, how: str) -> None:
 @given(
     seed=st.integers(0, 10**6),
     steps=st.integers(0, 120),
-    points=st.lists(st.tuples(st.integers(0, 4), st.sampled_from(("raise", "cancel"))), max_size=5),
+    points=st.lists(st.tuples(st.integers(0, 4), st.sampled_from((fail, cancel))), max_size=5),
 )
 async def test_random_logs_interrupted_at_random_points(
-    seed: int, steps: int, points: list[tuple[int, str]]
+    seed: int, steps: int, points: list[tuple[int, Callable[[], None]]]
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         async with MemoryStore() as source:
             await fill(source, seed, steps)
-            for number, (after, how) in enumerate(points):
+            for number, (after, happens) in enumerate(points):
                 async with opened("sqlite", Path(folder)) as target:
-                    interrupt(target, after, how)
+                    interrupt(target, after, happens)
                     with suppress(Interrupted, asyncio.CancelledError):
                         await asyncio.create_task(copy(source, target))
                 async with opened("sqlite", Path(folder)) as target:
