@@ -13,7 +13,7 @@ from app.errors import EverlogError, InputError, StartupError
 from app.events.store import StoreError
 from app.events.url import parse_url
 
-__all__ = ["MINIMUM", "connect", "is_transient", "startup_error", "store_error"]
+__all__ = ["ERRORS", "MINIMUM", "connect", "is_transient", "startup_error", "store_error"]
 
 MINIMUM = 150_000
 """Oldest server version that works."""
@@ -33,7 +33,16 @@ SETTINGS = {
 #: too many connections, serialization, deadlock, lock not available, cancelled by a timeout.
 _TRANSIENT = ("08", "57P", "53300", "40001", "40P01", "55P03", "57014", "25P03")
 
-_LOST = (OSError, asyncio.TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError)
+_LOST = (
+    OSError,
+    asyncio.TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # what asyncpg says when a connection dies between two messages
+    asyncpg.PostgresConnectionError,
+)
+
+ERRORS: tuple[type[Exception], ...] = (*_LOST, asyncpg.PostgresError)
+"""What can come of talking to Postgres."""
 
 
 async def connect(dsn: str, **settings: str) -> Any:

@@ -309,7 +309,7 @@ class PostgresStore(LogStore):
                 return await work(self._conn)
             except asyncpg.DataError as error:
                 raise ValueError(f"an event cannot be stored: {error}") from error
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            except pg.ERRORS as error:
                 if once or not pg.is_transient(error):
                     raise pg.store_error(error) from error
                 self._drop_unless_usable(error)

@@ -11,8 +11,6 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-import asyncpg
-
 from app.events import pg
 from app.events import postgres_archive as archive
 from app.events import postgres_sql as sql
@@ -79,7 +77,7 @@ class PostgresReading:
             try:
                 async with self._pool.acquire(timeout=pg.CONNECT_SECONDS) as conn:
                     return await work(conn)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            except pg.ERRORS as error:
                 if not pg.is_transient(error) or time.monotonic() > deadline:
                     raise pg.store_error(error) from error
             await backoff.wait()
