@@ -61,6 +61,8 @@ class Feed:
         self._bytes = 0
         self._streams: dict[str, _Run] = {}
         self._waiting: dict[str | None, set[Callable[[], None]]] = {}
+        self.erased: Callable[[], None] | None = None
+        """Called when payloads were erased: what others keep may hold them."""
 
     def __len__(self) -> int:
         return len(self._log.items) - self._log.start
@@ -85,6 +87,8 @@ class Feed:
             redacted = redacted or event.type == "log.redacted"
         if redacted:  # what is kept may hold what was erased
             self.reset(events[-1].seq + 1)
+            if self.erased is not None:
+                self.erased()
         self._evict()
         self.wake(touched)
 

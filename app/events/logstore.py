@@ -58,6 +58,7 @@ class LogStore(ABC):
         self._through = Through(reading)
         self._archiving = asyncio.Lock()
         self._feed = feed or Feed()
+        self._feed.erased = self._through.forget
         self._writer = writer
         self._writable = writable
         self._closed = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -112,3 +113,16 @@ def test_memory_is_given_back() -> None:
     for seq in range(5_001, 5_100):
         feed.publish([event(seq, "one", seq)])
     assert len(feed._streams) == 1
+
+
+def test_it_forgets_everything_when_payloads_are_erased() -> None:
+    feed, calls = Feed(), []
+    feed.erased = lambda: calls.append("erased")
+    feed.publish([event(1, "a", 1), event(2, "b", 1)])
+    record = msgspec.structs.replace(event(4, "log", 1), type="log.redacted")
+    feed.publish([event(3, "a", 2), record])
+    assert (len(feed), calls) == (0, ["erased"])
+    assert feed.recent(1) is None and feed.recent(0, "a") is None
+    feed.publish([event(5, "a", 3)])
+    assert [e.seq for e in feed.recent(4) or ()] == [5]
+    assert [e.version for e in feed.recent(2, "a") or ()] == [3]
