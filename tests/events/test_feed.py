@@ -39,7 +39,7 @@ def test_it_gives_exactly_the_tail_of_the_log(
     log: list[Event] = []
     versions = dict.fromkeys("abc", start)
     for names in batches:
-        batch = []
+        batch: list[Event] = []
         for name in names:
             versions[name] += 1
             batch.append(event(start + len(log) + len(batch) + 1, name, versions[name]))
