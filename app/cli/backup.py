@@ -28,12 +28,20 @@ def backup_log(loaded: Loaded, file: Path, force: bool, as_json: bool) -> None:
     """
     from app.cli.access import database
     from app.events.backup import backup
+    from app.events.objects import open_objects
 
     _refuse_postgres(loaded.config.database.url, file)
     path = database(loaded).path
     assert path is not None  # neither in memory nor on a server
     with phases(("Copying", "bytes"), ("Verifying", "events")) as (advance, check):
-        report = backup(path, file, force=force, progress=advance, checking=check)
+        report = backup(
+            path,
+            file,
+            force=force,
+            objects=open_objects(loaded.config),
+            progress=advance,
+            checking=check,
+        )
     bytes_, head = file.stat().st_size, report.head
     assert head is not None
     if as_json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from app.cli.console import counted, duration, emit, phases, styled
 from app.cli.options import json_option, with_config
@@ -13,6 +14,7 @@ from app.errors import InputError, StartupError
 from app.settings import Loaded
 
 if TYPE_CHECKING:
+    from app.config import Config
     from app.events.copy import Copied
 
 
@@ -47,13 +49,15 @@ def copy_log(loaded: Loaded, source: str, target: str, as_json: bool) -> None:
 async def _copy(loaded: Loaded, source: str, target: str) -> Copied:
     from app.events.backup import is_backup
     from app.events.copy import copy
+    from app.events.objects import open_objects
     from app.events.open import open_store
     from app.events.url import database_path
 
     _refuse_the_same(source, target)
     synchronous = loaded.config.database.synchronous
     async with (
-        open_store(source, read_only=True) as old,
+        open_objects(_of(loaded.config, source)) as objects,
+        open_store(source, read_only=True, objects=objects) as old,
         open_store(target, synchronous=synchronous) as new,
     ):
         with phases(("Copying", "events"), ("Verifying", "events")) as (advance, check):
@@ -62,6 +66,13 @@ async def _copy(loaded: Loaded, source: str, target: str) -> Copied:
         if path is not None and is_backup(path):  # it gives positions out again
             await new.adopt()
         return done
+
+
+def _of(config: Config, url: str) -> Config:
+    """Return the settings as if the database were ``url``: its objects may lie beside it."""
+    return msgspec.structs.replace(
+        config, database=msgspec.structs.replace(config.database, url=url)
+    )
 
 
 def _refuse_the_same(source: str, target: str) -> None:

@@ -11,10 +11,11 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import AbstractAsyncContextManager, closing, nullcontext, suppress
 from pathlib import Path
 
 from app.errors import InputError
+from app.events.objects import Objects
 from app.events.sqlite import SqliteStore
 from app.events.sqlite_errors import database_uri, store_error
 from app.events.sqlite_sql import BACKUP
@@ -34,6 +35,7 @@ def backup(
     file: Path,
     *,
     force: bool = False,
+    objects: AbstractAsyncContextManager[Objects] | None = None,
     progress: Progress | None = None,
     checking: Progress | None = None,
 ) -> Report:
@@ -43,6 +45,7 @@ def backup(
         database: The log, which a server may be writing.
         file: Where to; appears only when it is complete, verified and on the disk.
         force: Replace ``file`` if it exists.
+        objects: Where archived events are, to verify them too.
         progress: Called with bytes done and bytes in all.
         checking: Called with events verified and events in all.
 
@@ -58,7 +61,7 @@ def backup(
     partial = file.with_name(file.name + ".partial")
     try:
         _snapshot(database, partial, progress)
-        report = asyncio.run(_verify(partial, checking))
+        report = asyncio.run(_verify(partial, objects, checking))
         if not report.ok:
             raise StoreError(
                 f"the log is damaged: {report.problems[0].message}", hint="see: everlog verify"
@@ -70,12 +73,17 @@ def backup(
     return report
 
 
-async def _verify(path: Path, progress: Progress | None) -> Report:
-    store = await SqliteStore.open(path, read_only=True)
-    try:
-        return await verify(store, progress)
-    finally:
-        await store.aclose()
+async def _verify(
+    path: Path, objects: AbstractAsyncContextManager[Objects] | None, progress: Progress | None
+) -> Report:
+    async with objects or nullcontext() as place:
+        store = await SqliteStore.open(path, read_only=True)
+        if place is not None:
+            store.attach(place)
+        try:
+            return await verify(store, progress)
+        finally:
+            await store.aclose()
 
 
 def is_backup(path: Path) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import ROOT, Run, child
+from tests.support.postgres import Cluster
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -37,6 +38,23 @@ def test_copy(run: Run) -> None:
     assert again["events"] == 0 and again["kept"] == again["head"]["seq"]
     text = run("copy", "everlog.db", "copy.db").stdout
     assert f"0 events copied after {again['kept']} that were there" in text
+
+
+def test_to_postgres(run: Run, postgres: Cluster) -> None:
+    url = postgres.new_database()
+    assert "both logs are equal" in run("copy", "everlog.db", url).stdout
+    assert "both logs are equal" in run("copy", url, "back.db").stdout
+    heads = {
+        run("head", "--json", "--database", where).stdout for where in ("everlog.db", "back.db")
+    }
+    assert len(heads) == 1
+
+
+def test_passwords_are_not_shown(run: Run, postgres: Cluster) -> None:
+    url = f"postgresql://nobody:secret@127.0.0.1:{postgres.port}/none"
+    result = run("copy", "everlog.db", url, code=3)
+    assert "cannot open postgresql://nobody@127.0.0.1" in result.stderr
+    assert "secret" not in result.output
 
 
 def test_a_copy_of_a_backup_begins_a_new_life(run: Run) -> None:

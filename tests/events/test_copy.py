@@ -19,11 +19,13 @@ from hypothesis import strategies as st
 
 from app.errors import InputError
 from app.events import copy as copying
+from app.events.archive import archive_threads
 from app.events.copy import copy
 from app.events.envelope import Event
 from app.events.erasure import plan_seqs, redact
 from app.events.logstore import LogStore
 from app.events.memory import MemoryStore
+from app.events.objects import DirectoryObjects
 from app.events.open import open_store
 from app.events.seal import head, seal_now
 from app.events.store import Duplicate, StoreError
@@ -197,6 +199,28 @@ async def test_the_source_grows_meanwhile(source: LogStore, tmp_path: Path) -> N
         assert done.head.seq >= before
         await copy(source, target)
         await same(source, target)
+
+
+async def test_archived_events_are_whole_in_the_copy(source: LogStore, tmp_path: Path) -> None:
+    """The target needs no object store; an object that is damaged or gone is named."""
+    source.attach(DirectoryObjects(tmp_path / "objects"))
+    for number in range(40):
+        await source.append(notes("thread/old", str(number)))
+    await seal_now(source)
+    moved = await archive_threads(source, ["old"], before=2**62)
+    assert moved.events == 39
+    async with opened("sqlite", tmp_path) as target:
+        await copy(source, target)
+        await same(source, target)
+    elsewhere = DirectoryObjects(tmp_path / "nothing")
+    path = str(tmp_path / "source.db")
+    async with (
+        open_store(path, read_only=True, objects=elsewhere) as source,
+        open_store("memory:") as target,
+    ):
+        with pytest.raises(StoreError, match=r"the source is damaged: event \d+ cannot be read"):
+            await copy(source, target)
+        assert (await verify(target)).ok
 
 
 def all_bytes(folder: Path) -> bytes:
