@@ -11,16 +11,19 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.events.envelope import NewEvent
+from app.events.envelope import Event, NewEvent
+from app.events.leaf import leaf
 from app.events.logstore import LogStore
 from app.events.memory import MemoryStore
 from app.events.merkle import EMPTY, Merkle, merkle_root
 from app.events.open import open_store
 from app.events.seal import Head, Sealer, head, newest_seal, seal_now
+from app.events.sqlite_sql import select_rows
 from app.events.store import Append
 from app.events.verify import Report, verify
 
@@ -333,6 +336,62 @@ def test_only_a_saved_head_proves_the_tail(tamper: Callable[..., Report]) -> Non
     assert [p.kind for p in report.problems] == ["head"]
 
 
+Rows = list[tuple[Event, bytes]]
+
+
+def changed(rows: Rows, at: int) -> None:
+    rows[at] = (msgspec.structs.replace(rows[at][0], data=b"{}"), rows[at][1])
+
+
+def missing(rows: Rows, at: int) -> None:
+    del rows[at]
+
+
+def reordered(rows: Rows, at: int) -> None:
+    rows[at], rows[at + 1] = rows[at + 1], rows[at]
+
+
+def inserted(rows: Rows, at: int) -> None:
+    rows.insert(at, rows[at])
+
+
+def truncated(rows: Rows, at: int) -> None:
+    del rows[at + 1 :]
+
+
+@pytest.mark.parametrize("kind", [changed, missing, reordered, inserted, truncated])
+@pytest.mark.parametrize("at", [2, 14, 27])  # under the first seal, the second, none
+def test_who_computes_all_hashes_anew_is_found_too(
+    tamper: Callable[..., Report], kind: Callable[[Rows, int], None], at: int
+) -> None:
+    """Positions, versions and leaves are made to fit; seals are kept as they are."""
+
+    def rewrite(path: Path) -> None:
+        with closing(sqlite3.connect(path, isolation_level=None)) as conn:
+            found = [row for row in select_rows(conn, 0, 1000) if isinstance(row, tuple)]
+            rows = [(event, salt) for event, salt, _ in found]
+            kind(rows, at)
+            conn.execute("DELETE FROM event")
+            ids = dict(
+                conn.execute(
+                    "SELECT name, id FROM stream UNION SELECT name, id + 1000 FROM event_type"
+                ).fetchall()
+            )
+            versions: dict[str, int] = {}
+            for seq, (event, salt) in enumerate(rows, 1):
+                version = versions[event.stream] = versions.get(event.stream, 0) + 1
+                event = msgspec.structs.replace(event, seq=seq, version=version)
+                columns = list(msgspec.structs.astuple(event))
+                hashed = leaf(columns[:-1], salt, event.data)
+                columns[1], columns[3] = ids[event.stream], ids[event.type] - 1000
+                marks = ", ".join("?" * 13)
+                conn.execute(f"INSERT INTO event VALUES ({marks})", (*columns, salt, hashed))
+
+    assert not tamper(rewrite, anchored=True).ok
+    if kind is not truncated:
+        assert tamper(rewrite).ok == (at == 27)
+
+
 def test_truncation_shows_against_a_saved_head(tamper: Callable[..., Report]) -> None:
     assert tamper("DELETE FROM event WHERE seq > 28").ok
     report = tamper("DELETE FROM event WHERE seq > 28", anchored=True)
@@ -348,9 +407,6 @@ def forge(seq: int) -> Callable[[Path], None]:
     """Change a payload and compute its leaf anew."""
 
     def forge(path: Path) -> None:
-        from app.events.leaf import leaf
-        from app.events.sqlite_sql import select_rows
-
         with closing(sqlite3.connect(path, isolation_level=None)) as conn:
             [row] = select_rows(conn, seq - 1, 1)
             assert isinstance(row, tuple)
