@@ -76,7 +76,8 @@ def _postgres(url: str, rest: str) -> Database:
         raise InputError("is not a Postgres URL", field="database.url", hint=hint)
     try:
         parts = urlsplit(url)
-        _ = parts.port
+        for place in parts.netloc.rpartition("@")[2].split(","):  # one may answer for another
+            _ = urlsplit(f"//{place}").port
     except ValueError as error:
         raise InputError(
             f"is not a Postgres URL: {error}", field="database.url", hint=hint

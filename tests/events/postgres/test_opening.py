@@ -41,6 +41,7 @@ async def refused(url: str) -> StartupError:
         ("postgresql://", "postgresql://"),
         ("postgres://me:pw@h:5432/db?sslmode=require", "postgresql://me@h:5432/db"),
         ("postgresql:///db?host=/run/x", "postgresql:///db"),
+        ("postgresql://me:pw@a:5432,b:5433/db", "postgresql://me@a:5432,b:5433/db"),
     ],
 )
 def test_urls(url: str, shown: str) -> None:
@@ -49,7 +50,7 @@ def test_urls(url: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["postgresql:x", "postgresql://h:99999/x", "postgresql://h/a b", "postgresql://[/x"]
+    "url", ["postgresql:x", "postgresql://h:99999/x", "postgresql://g,h:x/x", "postgresql://h/a b", "postgresql://[/x"]
 )
 def test_malformed_urls(url: str) -> None:
     with pytest.raises(InputError) as caught:
