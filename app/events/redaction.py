@@ -234,9 +234,16 @@ def remainder(event: Event) -> bytes | None:
 
 
 def _blank(struct: type[msgspec.Struct], value: dict[str, Any]) -> dict[str, Any]:
-    """The fields with a rule, blanked; any other may hold anything, and goes."""
+    """The fields with a rule, blanked; any other may hold anything, and goes.
+
+    What becomes null is left out, like any field that has its default.
+    """
     rules = RULES[struct]
-    return {name: _apply(rules[name], part) for name, part in value.items() if name in rules}
+    return {
+        name: _apply(rules[name], part)
+        for name, part in value.items()
+        if name in rules and (rules[name] is not None or part is None)
+    }
 
 
 def _apply(rule: Any, value: Any) -> Any:
