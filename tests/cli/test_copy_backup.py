@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import ROOT, Run, child
-from tests.support.postgres import Cluster
+from tests.support.postgres import Cluster, binaries
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -167,6 +167,22 @@ def test_backup_of_postgres_names_its_tools(run: Run) -> None:
         result.stderr
     )
     assert "secret" not in result.stderr
+
+
+def test_dump_and_restore_of_postgres(run: Run, postgres: Cluster) -> None:
+    """What docs/operations.md says, with the tools of Postgres, and read models in the dump."""
+    url, restored = postgres.new_database(), postgres.new_database()
+    run("copy", "everlog.db", url)
+    threads = run("threads", "--json", "--database", url).stdout
+    tools = binaries()
+    assert tools is not None
+    dump = ["--format=custom", "--file=everlog.dump", url]
+    subprocess.run([tools / "pg_dump", *dump], check=True)
+    subprocess.run([tools / "pg_restore", f"--dbname={restored}", "everlog.dump"], check=True)
+    run("migrate", "--new-incarnation", "--database", restored)
+    run("verify", "--database", restored)
+    assert life(run, restored) != life(run, url)
+    assert run("threads", "--json", "--database", restored).stdout == threads
 
 
 # -------------------------------------------------------------------------------- incarnation
