@@ -12,6 +12,7 @@ import msgspec
 from app.events import catalogue as c
 from app.events.codec import new
 from app.events.envelope import Event, thread_stream
+from app.events.redaction import remainder
 from app.projections import state as projection
 from app.transport.items import ItemCache, merge
 
@@ -161,6 +162,19 @@ def test_random_histories(npm: Callable[..., str]) -> None:
     folded = browser_fold(npm, [items(events, merged=False) for events in streams])
     for seed, (events, state) in enumerate(zip(streams, folded, strict=True)):
         assert state == server_fold(events), f"seed {seed}"
+
+
+def test_redacted_histories(npm: Callable[..., str]) -> None:
+    """The browser folds what is left of redacted events as the server does."""
+    streams = [[_redacted(event) for event in stream(seed)] for seed in range(100)]
+    folded = browser_fold(npm, [items(events, merged=False) for events in streams])
+    for seed, (events, state) in enumerate(zip(streams, folded, strict=True)):
+        assert state == server_fold(events), f"seed {seed}"
+
+
+def _redacted(event: Event) -> Event:
+    data = remainder(event)
+    return event if data is None else msgspec.structs.replace(event, data=data)
 
 
 def test_merged_items(npm: Callable[..., str]) -> None:
