@@ -86,27 +86,29 @@ async def _redact(
     reason: str,
     yes: bool,
 ) -> Done:
-    from app.cli.access import database
+    from app.cli.access import database, views_at
     from app.events.erasure import redact
+    from app.events.objects import open_objects
     from app.events.open import open_store
-    from app.events.url import parse_url
 
-    where = parse_url(loaded.config.database.url)
-    if where.dsn is None:
-        database(loaded)
-    settings = loaded.config.database
-    async with open_store(settings.url, synchronous=settings.synchronous) as store:
+    database(loaded)
+    views, settings = views_at(loaded), loaded.config.database
+    async with (
+        open_objects(loaded.config) as objects,
+        open_store(settings.url, synchronous=settings.synchronous) as store,
+    ):
+        store.attach(objects)
         plan = await _plan(store, threads, user, seqs)
         had_views = False
         if plan.seqs:
             _confirm(plan, yes)
-            had_views = _drop_views(where.path)  # now: an interruption must not leave them behind
+            had_views = _drop(views)  # now: an interruption must not leave them behind
         with progress("Erasing", "events") as advance:
             done = await redact(store, plan, reason=reason, progress=advance)
         scrubbed = await store.scrub()
-        if had_views or (plan.seqs and where.dsn is not None):
-            _drop_views(where.path)  # another command may have made them meanwhile
-            await _rebuild(store, where.dsn or _views(where.path))
+        if had_views:
+            _drop(views)  # another command may have made them meanwhile
+            await _rebuild(store, views)
     return Done(events=done.events, threads=plan.threads, records=done.records, clean=scrubbed)
 
 
@@ -139,23 +141,17 @@ def _confirm(plan: Plan, yes: bool) -> None:
 # ----------------------------------------------------------------------------- read models
 
 
-def _views(path: Path | None) -> Path:
-    assert path is not None
-    return path.with_name(path.name + ".views")
-
-
-def _drop_views(path: Path | None) -> bool:
-    """Delete the file of the read models, where there is one; whether there was."""
-    if path is None:
-        return False
-    found = _views(path)
-    existed = found.exists()
+def _drop(views: Path | str) -> bool:
+    """Delete the file of the read models; whether there are any to rebuild."""
+    if isinstance(views, str):
+        return True  # in Postgres the rebuild drops the old ones
+    existed = views.exists()
     for end in ("", "-wal", "-shm"):
-        found.with_name(found.name + end).unlink(missing_ok=True)
+        views.with_name(views.name + end).unlink(missing_ok=True)
     return existed
 
 
-async def _rebuild(store: LogStore, where: str | Path) -> None:
+async def _rebuild(store: LogStore, where: Path | str) -> None:
     from app.projections.rebuild import rebuild
     from app.projections.views import named
 

@@ -13,6 +13,8 @@ from app.events.codec import new
 from app.events.envelope import thread_stream
 from app.events.open import open_store
 from app.events.store import Append
+from app.events.verify import verify
+from app.projections.views import Views
 from tests.cli.conftest import OTHER, Run
 from tests.cli.story import THREAD
 
@@ -120,3 +122,18 @@ def test_a_conversation_at_work(run: Run, database: Path) -> None:
 def test_no_log(run: Run) -> None:
     assert "There is no log" in run("redact", "--seq", "1", "--database", "x.db", code=1).stderr
     assert not Path("x.db").exists()
+
+
+async def test_in_postgres_while_a_server_serves(run: Run, postgres_url: str) -> None:
+    async with open_store(postgres_url) as store, Views.open(store, postgres_url) as views:
+        posted = new(c.MessagePosted(message="m", role="user", content="Zanzibar"))
+        await store.append(Append(stream=thread_stream(OTHER), events=[posted]))
+        await views.reached(1)
+        assert len(await views.threads(owner=None, search="zanzibar")) == 1
+        args = ("redact", "--thread", OTHER, "--yes", "--json", "--database", postgres_url)
+        done = json.loads((await asyncio.to_thread(run, *args)).stdout)
+        assert (done["events"], done["records"]) == (1, [2])
+        assert await views.threads(owner=None, search="zanzibar") == []
+        await store.wait(after=1)
+        assert b"Zanzibar" not in (await store.fetch())[0].data
+        assert (await verify(store)).redacted == 1
