@@ -26,14 +26,22 @@ from app.events import codec
 from app.events.catalogue import Payload, WorkerCrashed, WorkerDrained, WorkerStarted
 from app.events.envelope import Event
 from app.events.follow import following
-from app.events.presence import Presence
+from app.events.presence import WORKER, Presence
 from app.events.store import Append, EventStore, StoreClosed, StoreError
 
 __all__ = ["EngineHost"]
 
 log = logging.getLogger(__name__)
 
-_WATCHED = ("request.queued", "request.abandoned", "request.cancelled", "request.failed")
+SHARE = 16
+"""Part of a batch that is claimed at once while there are other workers."""
+STEP_BACK = 0.05
+"""Seconds that a full worker lets others claim first."""
+
+_WATCHED = (
+    *("request.queued", "request.abandoned", "request.cancelled", "request.failed"),
+    "worker.lost",
+)
 
 
 class EngineHost:
@@ -162,17 +170,7 @@ class EngineHost:
         core = await CoreProcess.launch(CoreConfig(**{**settings, "model": path}))
         self._claims.core = core
         self.model = core.ready
-        await self._tell(
-            WorkerStarted(
-                worker=self._worker,
-                model=core.ready.model,
-                weights=core.ready.weights,
-                device=core.ready.device,
-                pid=core.pid,
-                context=core.ready.context,
-                blocks=core.ready.blocks,
-            )
-        )
+        await self._tell_started(core)
         self.state = "ready"
         return core
 
@@ -217,7 +215,10 @@ class EngineHost:
         await self._deadlines.load()
         async for events in following(self._store, after=after, types=_WATCHED):
             for event in events:
-                self._saw(event)
+                if event.type != "worker.lost":
+                    self._saw(event)
+                elif event.stream == worker_stream(self._worker) and self._claims.core:
+                    await self._tell_started(self._claims.core)  # we were away, and are back
 
     def _saw(self, event: Event) -> None:
         if event.type == "request.queued":
@@ -238,26 +239,37 @@ class EngineHost:
     async def _claim(self, core: CoreProcess) -> None:
         """Take requests from the queue whenever there is room, and send them to the core."""
         names = sorted({self._config.model, core.ready.model})
-        capacity = self._config.max_batch + max(2, self._config.max_batch // 4)
         while not self._draining:
             self._work.clear()
-            room = capacity - len(self._claims)
-            if room > 0 and not self._lost:
-                try:
-                    claimed = await self._store.claim(
-                        worker=self._worker,
-                        limit=room,
-                        lease=self._config.lease_seconds,
-                        models=names,
-                    )
-                    self._more = len(claimed) == room
-                    for claim in claimed:
-                        await self._claims.take(claim)
-                except StoreError as error:
-                    self._lose(error)
+            try:
+                while not self._lost and await self._claim_some(names):
+                    pass
+            except StoreError as error:
+                self._lose(error)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._config.lease_seconds / 2):
                     await self._work.wait()
+
+    async def _claim_some(self, names: list[str]) -> bool:
+        """Claim what there is room for; returns whether there may be more to claim now.
+
+        Beside other workers it is a few at a time, and who has less to do goes first.
+        """
+        most = self._config.max_batch
+        capacity = most + max(2, most // 4)
+        limit = room = capacity - len(self._claims)
+        if room <= 0:
+            return False
+        if any(name.startswith(WORKER) for name in self.presence.live - {self.presence.name}):
+            limit = min(room, max(1, most // SHARE))
+            await asyncio.sleep(STEP_BACK * len(self._claims) / capacity)
+        claimed = await self._store.claim(
+            worker=self._worker, limit=limit, lease=self._config.lease_seconds, models=names
+        )
+        self._more = len(claimed) == limit
+        for claim in claimed:
+            await self._claims.take(claim)
+        return self._more
 
     async def _read(self, core: CoreProcess) -> bool:
         """Take in frames until the core is gone; returns whether it computed anything."""
@@ -311,6 +323,19 @@ class EngineHost:
             for fence in mine:
                 if fence not in held:
                     self._claims.lost(fence.request, epoch=fence.epoch)
+
+    async def _tell_started(self, core: CoreProcess) -> None:
+        await self._tell(
+            WorkerStarted(
+                worker=self._worker,
+                model=core.ready.model,
+                weights=core.ready.weights,
+                device=core.ready.device,
+                pid=core.pid,
+                context=core.ready.context,
+                blocks=core.ready.blocks,
+            )
+        )
 
     async def _tell(self, payload: Payload) -> None:
         """Append an event about this worker."""

@@ -8,13 +8,10 @@ import msgspec
 
 from app.events import codec
 from app.events.catalogue import WorkerLost, WorkerStarted
-from app.events.presence import Presence
+from app.events.presence import WORKER, Presence
 from app.events.store import Append, EventStore
 
-__all__ = ["EVENTS", "PREFIX", "Worker", "Workers", "presence_name", "worker_stream"]
-
-PREFIX = "worker:"
-"""Begins the names under which workers beat, apart from those of nodes."""
+__all__ = ["EVENTS", "Worker", "Workers", "presence_name", "worker_stream"]
 
 EVENTS = ("worker.started", "worker.crashed", "worker.drained", "worker.lost")
 
@@ -24,7 +21,7 @@ _RECENT = 16
 
 def presence_name(worker: str) -> str:
     """Name under which a worker beats."""
-    return PREFIX + worker
+    return WORKER + worker
 
 
 def worker_stream(worker: str) -> str:
@@ -67,7 +64,7 @@ class Workers:
 
         """
         async with self._one:
-            names = {n.removeprefix(PREFIX) for n in self._presence.live if n.startswith(PREFIX)}
+            names = {n.removeprefix(WORKER) for n in self._presence.live if n.startswith(WORKER)}
             self._known |= names
             self.live = {name: await self._worker(name) for name in sorted(names)}
             for name in sorted(self._known - names):

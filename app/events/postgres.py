@@ -190,7 +190,7 @@ class PostgresStore(LogStore):
             await conn.execute(sql.BEAT, node, int(lease * 1e9), now)
             return frozenset(row[0] for row in await conn.fetch(sql.SELECT_NODES, now))
 
-        return await self._reading.run(work)
+        return await self._reading.run(work, patience=0)  # the next beat comes soon; say why not
 
     async def leave(self, *, node: str) -> None:
         """See `EventStore.leave`."""

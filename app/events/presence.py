@@ -19,7 +19,7 @@ from app.errors import InputError, StartupError
 from app.events.ids import uuid7
 from app.events.store import EventStore, StoreClosed, StoreError
 
-__all__ = ["LEASE", "Presence", "check_name", "place"]
+__all__ = ["LEASE", "WORKER", "Presence", "check_name", "place"]
 
 log = logging.getLogger("everlog.nodes")
 
@@ -27,6 +27,9 @@ LEASE = 10.0
 """Seconds a process counts as alive after it was last heard of."""
 
 MAX_NAME = 100
+
+WORKER = "worker:"
+"""Begins the names under which engine workers beat, apart from those of nodes."""
 
 _MARK = "#"
 """Parts a name from where its process lives, and which life it is."""
@@ -85,6 +88,7 @@ class Presence:
         self._store = store
         self._lease = lease
         self._place = place
+        self._shown = name.removeprefix(WORKER)
         self._self = _MARK.join((name, place, uuid7()))
         self._until = 0.0  # monotonic: until then nobody takes us for gone
         self._steady = 0.0  # monotonic: since then no beat was late
@@ -108,13 +112,13 @@ class Presence:
             if time.monotonic() - begun > self._lease * 1.5:
                 await self.leave()
                 raise StartupError(
-                    f"another process that is alive is called {self.name!r} in this log",
+                    f"another process that is alive is called {self._shown!r} in this log",
                     hint="Stop it, or give this one a name of its own (server.node; "
                     "everlog worker --name).",
                 )
             if not told:
                 log.warning("waiting up to %.0f s for the last process called %s to be gone",
-                            self._lease * 1.5, self.name)  # fmt: skip
+                            self._lease * 1.5, self._shown)  # fmt: skip
                 told = True
             del others
             await asyncio.sleep(min(self._lease / 5, 1.0))
@@ -132,7 +136,7 @@ class Presence:
 
         """
         wait = self._lease / 3
-        while not self._left:
+        while True:
             await asyncio.sleep(wait)
             if self._left:
                 return
