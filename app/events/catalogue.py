@@ -14,7 +14,7 @@ import msgspec
 __all__ = ["CATALOGUE", "Entry", "Payload", "event_type"]
 
 
-class Payload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Payload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Base of all payloads. Defaults are left out of the stored JSON."""
 
 
@@ -553,9 +553,26 @@ class LogRedacted(Payload, frozen=True, kw_only=True):
 
 @event("log.archived")
 class LogArchived(Payload, frozen=True, kw_only=True):
-    """Events ``first..last`` moved to an object."""
+    """Some of the events ``first..last`` moved to an object: ``events`` of them, ``bytes`` long."""
 
     first: int
     last: int
     object: str
     sha256: str
+    events: int = 0
+    bytes: int = 0
+
+
+@event("log.restored")
+class LogRestored(Payload, frozen=True, kw_only=True):
+    """Some of the events ``first..last`` came back from an object, which is given up.
+
+    What is left of it is in ``rest`` now (None: nothing is left).
+    """
+
+    first: int
+    last: int
+    object: str
+    events: int
+    rest: str | None = None
+    sha256: str | None = None

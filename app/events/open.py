@@ -7,7 +7,9 @@ from contextlib import asynccontextmanager
 
 from app.events.logstore import LogStore
 from app.events.memory import MemoryStore
+from app.events.objects import Objects
 from app.events.sqlite import SqliteStore, Synchronous
+from app.events.through import CACHE
 from app.events.url import Database, database_path, parse_url
 
 __all__ = ["database_path", "open_store"]
@@ -15,7 +17,12 @@ __all__ = ["database_path", "open_store"]
 
 @asynccontextmanager
 async def open_store(
-    url: str, *, synchronous: Synchronous = "full", read_only: bool = False
+    url: str,
+    *,
+    synchronous: Synchronous = "full",
+    read_only: bool = False,
+    objects: Objects | None = None,
+    cache: int = CACHE,
 ) -> AsyncIterator[LogStore]:
     """Open a log for the time of a ``with`` block.
 
@@ -23,6 +30,8 @@ async def open_store(
         url: See `database_path`.
         synchronous: See `SqliteStore.open`.
         read_only: Read and follow only, while another process may write.
+        objects: Where archived events are; without it, reading one raises `StoreError`.
+        cache: Bytes of archived events to keep in memory.
 
     Raises:
         InputError: The URL is malformed (field ``database.url``).
@@ -32,9 +41,13 @@ async def open_store(
     database = parse_url(url)
     if database.kind == "memory":
         async with MemoryStore() as memory:
+            if objects is not None:
+                memory.attach(objects, cache=cache)
             yield memory
         return
     store = await _open(database, synchronous, read_only)
+    if objects is not None:
+        store.attach(objects, cache=cache)
     try:
         yield store
     finally:

@@ -187,7 +187,8 @@ RULES: dict[type[msgspec.Struct], dict[str, Any]] = {
         "root": KEEP,
     },
     c.LogRedacted: {"seqs": KEEP, "left": KEEP, "reason": KEEP},
-    c.LogArchived: {"first": KEEP, "last": KEEP, "object": KEEP, "sha256": KEEP},
+    c.LogArchived: dict.fromkeys(("first", "last", "object", "sha256", "events", "bytes"), KEEP),
+    c.LogRestored: dict.fromkeys(("first", "last", "object", "events", "rest", "sha256"), KEEP),
 }
 
 _encode = msgspec.json.Encoder().encode

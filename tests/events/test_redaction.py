@@ -161,5 +161,6 @@ def test_what_the_log_says_of_itself_stays() -> None:
         c.LogSealed(first=1, last=2, merkle="a", previous="b", root="c"),
         c.LogRedacted(seqs=[1], left=["a"], reason="asked"),
         c.LogArchived(first=1, last=2, object="o", sha256="s"),
+        c.LogRestored(first=1, last=2, object="o", events=2),
     ):
         assert remainder(stored(payload)) is None
