@@ -3,6 +3,9 @@
 First a `Plan`: the events of a conversation, of a user, or some by number. Then `redact`, a
 thousand events a transaction, each with a ``log.redacted`` that proves what is left. It may be cut
 short at any point and run again: what is erased already is passed over.
+
+Archived events are brought back into the log's table first, so that their segments are written
+anew without them, and the old objects deleted; a later archiving moves what is left out again.
 """
 
 from __future__ import annotations
@@ -13,11 +16,12 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 import msgspec
 
 from app.errors import EverlogError, InputError
+from app.events.archive import restore
 from app.events.codec import PayloadError, decode
 from app.events.envelope import Event, thread_of, thread_stream
 from app.events.leaf import inner
-from app.events.ledger import Erasure
 from app.events.logstore import LogStore
+from app.events.ops import Erasure
 from app.events.redaction import remainder
 from app.events.store import Conflict, StoreError
 
@@ -197,6 +201,8 @@ async def redact(
 
     """
     done = Redacted()
+    if plan.seqs and await store.segments():
+        await restore(store, seqs=plan.seqs)
     for seqs in _batched(plan.seqs, CHUNK):
         erasures = [erasure async for erasure in _erasures(store, seqs)]
         if erasures:

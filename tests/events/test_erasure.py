@@ -16,16 +16,19 @@ from hypothesis import strategies as st
 
 from app.errors import EverlogError, InputError
 from app.events import catalogue as c
+from app.events.archive import archive_threads
 from app.events.codec import decode, new
 from app.events.envelope import Event, NewEvent
 from app.events.erasure import plan_seqs, plan_threads, plan_user, redact
 from app.events.leaf import DIGEST
-from app.events.ledger import Erasure
 from app.events.logstore import LogStore
 from app.events.memory import MemoryStore
+from app.events.objects import DirectoryObjects
 from app.events.open import open_store
+from app.events.ops import Erasure
 from app.events.redaction import remainder
 from app.events.seal import head, seal_now
+from app.events.segment import decode as decode_segment
 from app.events.store import Append, Conflict
 from app.events.transfer import export_events, import_events
 from app.events.verify import Report, verify
@@ -174,6 +177,21 @@ async def test_in_pieces(store: LogStore, monkeypatch: pytest.MonkeyPatch) -> No
     assert report.ok and report.redacted == 18
 
 
+async def test_cut_short_and_run_again(store: LogStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.events.erasure.CHUNK", 4)
+    await talk(store, "a", "ann", SECRET)
+
+    def cut(done: int, total: int) -> None:
+        raise RuntimeError(f"at {done} of {total}")
+
+    with pytest.raises(RuntimeError, match="at 4 of 6"):
+        await redact(store, await plan_threads(store, ["a"]), reason=REASON, progress=cut)
+    assert (await verify(store)).redacted == 4
+    assert await erase(store, "a") == 2
+    report = await verify(store)
+    assert report.ok and report.redacted == 6
+
+
 # ------------------------------------------------------------------------------- refusals
 
 
@@ -266,6 +284,36 @@ async def test_a_redacted_log_moves_house(store: LogStore, tmp_path: Path) -> No
         report = await verify(target, expected=None)
         assert report.ok and report.redacted == 6, report.problems
         assert (await head(target)).root == (await head(store)).root
+
+
+# ----------------------------------------------------------------------------- the archive
+
+
+def archived_in(folder: Path) -> bytes:
+    """All that the objects in a folder say."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    rows = [row for path in files for row in decode_segment(path.read_bytes())]
+    return b"".join(event.data for event, _, _ in rows)
+
+
+async def test_archived_events_are_erased_too(store: LogStore, tmp_path: Path) -> None:
+    store.attach(DirectoryObjects(tmp_path / "objects"))
+    await talk(store, "a", "ann", SECRET)
+    await talk(store, "b", "bob", "Bermuda")
+    saved = await head(store)
+    assert (await archive_threads(store, ["a", "b"], before=2**62)).events > 10
+    assert SECRET.encode() in archived_in(tmp_path / "objects")
+    assert await erase(store, "a") == 6
+    left = archived_in(tmp_path / "objects")
+    assert SECRET.encode() not in left and b"Bermuda" in left
+    assert SECRET.encode() not in b"".join(e.data for e in await whole(store))
+    report = await verify(store, expected=saved)
+    assert report.ok and report.redacted == 6, report.problems
+    await archive_threads(store, ["a"], before=2**62)
+    assert SECRET.encode() not in archived_in(tmp_path / "objects")
+    report = await verify(store, expected=saved)
+    assert report.ok and report.redacted == 6, report.problems
+    assert await erase(store, "a") == 0
 
 
 # --------------------------------------------------------------------------- tampering with it
