@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from app.errors import EverlogError
-from app.events.catalogue import CATALOGUE, Payload, event_type
+from app.events.catalogue import CATALOGUE, Entry, Payload, event_type
 from app.events.envelope import Event, NewEvent
 from app.events.upcast import upcast
 
-__all__ = ["PayloadError", "Unknown", "decode", "new"]
+__all__ = ["FAULTS", "PayloadError", "Unknown", "decode", "decoder", "new"]
 
 _encode = msgspec.json.Encoder().encode
 _decode_any = msgspec.json.Decoder().decode
 _decoders: dict[str, msgspec.json.Decoder[Any]] = {}
+
+FAULTS = (msgspec.DecodeError, ValueError, LookupError, TypeError)
+"""What a malformed payload raises while it is decoded."""
 
 
 class PayloadError(EverlogError):
@@ -80,11 +84,28 @@ def decode(event: Event | NewEvent) -> Payload | Unknown:
         if event.schema < entry.schema:
             lifted = upcast(event.type, event.schema, entry.schema, _decode_any(event.data))
             return msgspec.convert(lifted, entry.payload)
-        decoder = _decoders.get(event.type)
-        if decoder is None or decoder.type is not entry.payload:
-            decoder = _decoders[event.type] = msgspec.json.Decoder(entry.payload)
-        payload: Payload = decoder.decode(event.data)
-    except (msgspec.DecodeError, ValueError, LookupError, TypeError) as error:
+        known = _decoders.get(event.type)
+        if known is None or known.type is not entry.payload:
+            known = _decoder(event.type, entry)
+        payload: Payload = known.decode(event.data)
+    except FAULTS as error:
         where = f" at seq {event.seq}" if isinstance(event, Event) else ""
         raise PayloadError(f"payload of {event.type}{where} is malformed: {error}") from error
     return payload
+
+
+def decoder(type: str) -> tuple[int, Callable[[bytes], Payload]] | None:
+    """Return the schema this code writes a type in, and what decodes it; None for unknown types.
+
+    For loops over many events; anything but that schema, and all that raises one of `FAULTS`, is
+    for `decode`.
+    """
+    entry = CATALOGUE.get(type)
+    return (entry.schema, _decoder(type, entry).decode) if entry is not None else None
+
+
+def _decoder(type: str, entry: Entry) -> msgspec.json.Decoder[Any]:
+    known = _decoders.get(type)
+    if known is None or known.type is not entry.payload:
+        known = _decoders[type] = msgspec.json.Decoder(entry.payload)
+    return known

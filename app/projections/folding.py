@@ -10,7 +10,7 @@ import msgspec
 
 from app.errors import EverlogError
 from app.events.catalogue import CATALOGUE, Payload
-from app.events.codec import PayloadError, Unknown, decode
+from app.events.codec import FAULTS, PayloadError, Unknown, decode, decoder
 from app.events.envelope import Event
 from app.projections import ledger
 from app.projections.database import Connection, Trouble
@@ -39,20 +39,31 @@ def read(events: Sequence[Event], types: frozenset[str], *, strict: bool = False
 
     """
     payloads: list[Read] = []
+    known = {type: decoder(type) for type in {event.type for event in events} & types}
     for event in events:
-        if event.type not in types:
-            if strict and event.type not in CATALOGUE:
-                raise _too_new(event)
-            payloads.append(None)
-            continue
-        try:
-            payload: Read = decode(event)
-        except (PayloadError, UnicodeDecodeError) as error:
-            payload = Unreadable(error)
-        if strict and type(payload) is Unknown:
-            raise _too_new(event)
-        payloads.append(payload)
+        ready = known.get(event.type)
+        if ready is not None and ready[0] == event.schema:
+            try:
+                payloads.append(ready[1](event.data))
+                continue
+            except FAULTS:
+                pass  # said properly below
+        payloads.append(_read(event, types, strict))
     return payloads
+
+
+def _read(event: Event, types: frozenset[str], strict: bool) -> Read:
+    if event.type not in types:
+        if strict and event.type not in CATALOGUE:
+            raise _too_new(event)
+        return None
+    try:
+        payload: Read = decode(event)
+    except (PayloadError, UnicodeDecodeError) as error:
+        payload = Unreadable(error)
+    if strict and type(payload) is Unknown:
+        raise _too_new(event)
+    return payload
 
 
 def _too_new(event: Event) -> EverlogError:
@@ -80,20 +91,25 @@ def fold(
         Trouble: Rows could not be loaded.
 
     """
-    apply, types, every = projection.apply, projection.types, projection.every
-    at = 0
+    folds, types = projection.folds, projection.types
+    each = projection.each if projection.every else None
+    event = None
     try:
-        for at, (event, payload) in enumerate(zip(events, payloads, strict=True)):  # noqa: B007
-            if type(payload) is Unreadable:
-                if event.type in types:
-                    raise payload.error
-                payload = None
-            if payload is not None or every:
-                apply(rows, event, payload)  # type: ignore[arg-type]
+        for event, payload in zip(events, payloads, strict=True):
+            kind = type(payload)
+            if kind is Unreadable and event.type in types:
+                raise payload.error  # type: ignore[union-attr]
+            if each is not None and not each(rows, event):
+                continue
+            apply = folds.get(kind)
+            if apply is not None:
+                apply(rows, event, payload)
     except Trouble:
         raise  # the database, not the event
     except Exception as error:
-        raise Refused(events[at], at) from error
+        assert event is not None
+        at = bisect.bisect_left(events, event.seq, key=lambda e: e.seq)
+        raise Refused(event, at) from error
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -220,6 +236,8 @@ class Folder:
 
     def _flush(self, projection: Projection, rows: Rows) -> Exception | None:
         """Write what changed, or nothing and return what is wrong with it."""
+        if not rows.changed:
+            return None
         try:
             with self._connection.attempt():
                 rows.flush()

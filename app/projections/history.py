@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 
 from app.events import catalogue as c
-from app.events.codec import Unknown
 from app.events.envelope import Event
 from app.events.lifecycle import TERMINAL, advance
 from app.projections.fold import LEFT_OPEN, MESSAGE_AFTER
@@ -120,17 +119,17 @@ class History(Projection):
     pieces = Pieces("piece")
     every = True
 
-    def apply(self, rows: Rows, event: Event, payload: c.Payload | Unknown | None) -> None:
-        """Fold one event; every event of a conversation moves its thread's version."""
+    def each(self, rows: Rows, event: Event) -> bool:
+        """Every event of a conversation moves its thread's version; others are passed over."""
         if not event.stream.startswith("thread/"):
-            return
+            return False
         thread = event.stream[7:]
         row = rows.edit(THREAD, thread)
         if row is None:
             row = Thread(event.seq, thread, event.time, event.time, event.seq)
             rows.add(THREAD, row)
         row.version, row.updated = event.version, event.time
-        super().apply(rows, event, payload)
+        return True
 
     # --------------------------------------------------------------------------- threads
 
@@ -315,7 +314,7 @@ class History(Projection):
 
 
 def _thread(rows: Rows, event: Event) -> Thread:
-    """The event's thread, which `History.apply` has made sure of."""
+    """The event's thread, which `History.each` has made sure of."""
     thread = rows.edit(THREAD, event.stream[7:])
     assert thread is not None
     return thread

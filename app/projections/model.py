@@ -9,7 +9,7 @@ Times are nanoseconds since the epoch. Statuses are closed sets of words:
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
@@ -172,10 +172,11 @@ class ThreadState(msgspec.Struct, kw_only=True, dict=True):
     @property
     def index(self) -> Index:
         """Lookup by id. Not part of the value: never encoded, never compared."""
-        found = self.__dict__.get("_index")
-        if found is None:
-            found = self.__dict__["_index"] = Index(self)
-        return cast(Index, found)
+        known = self.__dict__
+        if "_index" not in known:
+            known["_index"] = Index(self)
+        found: Index = known["_index"]
+        return found
 
 
 def derive_title(text: str) -> str | None:

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 from app.events.catalogue import Payload, event_type
-from app.events.codec import Unknown
 from app.events.envelope import Event
 from app.projections.rows import Pieces, Rows, Table
 
@@ -40,7 +39,7 @@ class Projection:
         version: Raise it whenever the same events would give other rows.
         tables: Tables of rows.
         pieces: Table of growing texts, or None.
-        every: `apply` wants events of all types, also those without a fold.
+        every: `each` wants events of all types, also those without a fold.
 
     """
 
@@ -59,16 +58,14 @@ class Projection:
         }
 
     def __init__(self) -> None:
-        self._folds: dict[type[Any], Callable[[Rows, Event, Any], None]] = {
+        self.folds: dict[type[Any], Callable[[Rows, Event, Any], None]] = {
             payload: getattr(self, name) for payload, name in self._methods.items()
         }
-        self.types = frozenset(event_type(payload).type for payload in self._folds)
+        self.types = frozenset(event_type(payload).type for payload in self.folds)
 
-    def apply(self, rows: Rows, event: Event, payload: Payload | Unknown | None) -> None:
-        """Fold one event. ``payload`` is None for types without a fold."""
-        fold = self._folds.get(type(payload))
-        if fold is not None:
-            fold(rows, event, payload)
+    def each(self, rows: Rows, event: Event) -> bool:
+        """Fold what all events have in common, if ``every``; False: nothing else of this one."""
+        return True
 
     def prefix(self, generation: int) -> str:
         """Prefix of the table names of a generation."""

@@ -229,6 +229,12 @@ class Rows:
         if key in self._written or not self._complete:
             self._dropped[key] = None
 
+    @property
+    def changed(self) -> bool:
+        """Whether there is anything to flush."""
+        pieces = bool(self._pieces or self._dropped)
+        return pieces or any(store.dirty for store in self._stores.values())
+
     def flush(self) -> None:
         """Write what changed. Call inside a transaction; `forget` if that rolls back."""
         kept = 0
