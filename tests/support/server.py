@@ -25,36 +25,109 @@ def free_port() -> int:
         return port
 
 
-class Server:
-    """`everlog serve` in a process of its own, on a port that stays the same over restarts."""
+class Process:
+    """An ``everlog`` command in a process of its own; what it prints goes to a file."""
 
-    def __init__(
-        self, database: Path, *args: str, port: int | None = None, env: dict[str, str] | None = None
-    ) -> None:
-        self.database = database
-        self.port = port or free_port()
-        self.args = args
+    def __init__(self, output: Path, *command: str, env: dict[str, str] | None = None) -> None:
+        self.command = command
         self.env = {**os.environ, "EVERLOG_LOG__FORMAT": "text", **(env or {})}
-        self.output = database.with_suffix(".out")
+        self.output = output
         self.process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
 
     @property
     def pid(self) -> int:
         assert self.process is not None
         return self.process.pid
 
-    def start(self, *, ready: bool = True, timeout: float = 60) -> None:
-        """Start it and wait until it is ready (`ready=False`: until it listens)."""
-        command = [sys.executable, "-m", "app", "serve", *self.args]
-        command += ["--port", str(self.port), "--database", f"sqlite:///{self.database}"]
+    def spawn(self) -> None:
+        """Start it; nobody waits for anything."""
+        command = [sys.executable, "-m", "app", *self.command]
         with self.output.open("ab") as out:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env=self.env, stdout=out, stderr=out, stdin=subprocess.DEVNULL
             )
+
+    def send(self, sig: signal.Signals) -> None:
+        """Send a signal."""
+        assert self.process is not None
+        self.process.send_signal(sig)
+
+    def kill(self, sig: signal.Signals = signal.SIGKILL) -> int:
+        """Send a signal and wait for the end; returns the exit status."""
+        self.send(sig)
+        assert self.process is not None
+        return self.process.wait(30)
+
+    def gone(self) -> None:
+        """Make sure that it is gone, also if it was stopped."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(30)
+
+    def log(self) -> str:
+        """What it has printed so far."""
+        return self.output.read_text(errors="replace") if self.output.exists() else ""
+
+    def core_pid(self) -> int | None:
+        """Pid of its engine core, if one runs (Linux)."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        for pid in children:
+            with contextlib.suppress(OSError):
+                if b"app.engine.core" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    return int(pid)
+        return None
+
+
+class Worker(Process):
+    """`everlog worker` for a log on Postgres."""
+
+    def __init__(
+        self, folder: Path, url: str, name: str, *, env: dict[str, str] | None = None
+    ) -> None:
+        command = ("worker", "--name", name, "--database", url)
+        super().__init__(folder / f"{name}.out", *command, env=env)
+        self.name = name
+
+    def start(self, *, timeout: float = 90) -> None:
+        """Start it and wait until its engine is ready."""
+        before = self.log().count("ready in")
+        self.spawn()
+        deadline = time.monotonic() + timeout
+        while self.log().count("ready in") == before:
+            assert self.process is not None
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"{self.name} did not become ready:\n{self.log()}")
+            time.sleep(0.05)
+
+
+class Server(Process):
+    """`everlog serve`, on a port that stays the same over restarts.
+
+    ``database`` is a SQLite file, or a URL with ``output`` for what it prints.
+    """
+
+    def __init__(
+        self,
+        database: Path | str,
+        *args: str,
+        port: int | None = None,
+        env: dict[str, str] | None = None,
+        output: Path | None = None,
+    ) -> None:
+        self.database = Path(database)
+        self.port = port or free_port()
+        url = f"sqlite:///{database}" if isinstance(database, Path) else database
+        command = ("serve", *args, "--port", str(self.port), "--database", url)
+        super().__init__(output or self.database.with_suffix(".out"), *command, env=env)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self, *, ready: bool = True, timeout: float = 60) -> None:
+        """Start it and wait until it is ready (`ready=False`: until it listens)."""
+        self.spawn()
+        assert self.process is not None
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
@@ -76,25 +149,6 @@ class Server:
         except OSError:
             return None
 
-    def kill(self, sig: signal.Signals = signal.SIGKILL) -> int:
-        """Send a signal and wait for the end; returns the exit status."""
-        assert self.process is not None
-        self.process.send_signal(sig)
-        return self.process.wait(30)
-
-    def log(self) -> str:
-        """What it has printed so far."""
-        return self.output.read_text(errors="replace") if self.output.exists() else ""
-
-    def core_pid(self) -> int | None:
-        """Pid of its engine core, if one runs (Linux)."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        for pid in children:
-            with contextlib.suppress(OSError):
-                if b"app.engine.core" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    return int(pid)
-        return None
-
 
 @contextlib.contextmanager
 def running(database: Path, *args: str, **options: object) -> Iterator[Server]:
@@ -104,6 +158,4 @@ def running(database: Path, *args: str, **options: object) -> Iterator[Server]:
         server.start()
         yield server
     finally:
-        if server.process is not None and server.process.poll() is None:
-            server.process.kill()
-            server.process.wait(30)
+        server.gone()

@@ -1,0 +1,90 @@
+"""A load balancer without memory: each connection goes to the first server that takes it."""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+
+__all__ = ["Balancer", "balancing"]
+
+
+class Balancer:
+    """Forwards TCP connections to ports of this machine.
+
+    Attributes:
+        port: Where it listens.
+        served: Which port each connection went to, in order.
+
+    """
+
+    def __init__(self, ports: Sequence[int]) -> None:
+        self._ports = list(ports)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.served: list[int] = []
+        self._open: set[socket.socket] = set()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def cut(self) -> None:
+        """Cut every connection that is open, as a network would: without a goodbye."""
+        for sock in list(self._open):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Take no more connections, and cut those that are open."""
+        self._listener.close()
+        self.cut()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client:
+            for port in self._ports:
+                with contextlib.suppress(OSError):
+                    server = socket.create_connection(("127.0.0.1", port), timeout=2)
+                    break
+            else:
+                return
+            self.served.append(port)
+            with server:
+                self._open |= {client, server}
+                with contextlib.suppress(OSError):
+                    _pump(client, server)
+                self._open -= {client, server}
+
+
+def _pump(one: socket.socket, two: socket.socket) -> None:
+    """Carry bytes both ways until either side ends."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(one, selectors.EVENT_READ, two)
+        selector.register(two, selectors.EVENT_READ, one)
+        while True:
+            for key, _ in selector.select():
+                data = key.fileobj.recv(65_536)  # type: ignore[union-attr]
+                if not data:
+                    return
+                key.data.sendall(data)
+
+
+@contextlib.contextmanager
+def balancing(*ports: int) -> Iterator[Balancer]:
+    """A balancer for the time of a ``with`` block."""
+    balancer = Balancer(ports)
+    try:
+        yield balancer
+    finally:
+        balancer.close()
