@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-NAMES = ("log", "verify", "streaming", "memory", "served", "engine")
+NAMES = ("log", "verify", "rebuild", "streaming", "memory", "served", "engine")
 
 
 def main() -> None:
