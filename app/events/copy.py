@@ -22,8 +22,8 @@ from app.events.catalogue import LogRedacted
 from app.events.codec import PayloadError, decode
 from app.events.envelope import Event
 from app.events.leaf import DIGEST, leaves
-from app.events.ledger import Erasure
 from app.events.logstore import LogStore
+from app.events.ops import Erasure
 from app.events.seal import Head, head
 from app.events.store import StoreError
 from app.events.verify import Report, verify

@@ -8,7 +8,7 @@ store calls `restore` with what the database really holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -20,23 +20,11 @@ from app.events.envelope import Event, NewEvent
 from app.events.leaf import draw_salts
 from app.events.lifecycle import TERMINAL, TRANSITIONS
 from app.events.moves import Move, Moved, Upload
+from app.events.ops import Claim, Erasure, Expire, Heartbeat, Load, Op, Redact
 from app.events.queue import HELD, Request, claimable, fold, judge
 from app.events.store import ANY, Append, Appended, Conflict, Duplicate, Fence, Outcome, StoreError
 
-__all__ = [
-    "Batch",
-    "Claim",
-    "Erasure",
-    "Expire",
-    "Found",
-    "Heartbeat",
-    "Ledger",
-    "Load",
-    "Missing",
-    "Op",
-    "Redact",
-    "State",
-]
+__all__ = ["Batch", "Found", "Ledger", "Missing", "State"]
 
 LOG = "log"
 """Stream of what the log says of itself."""
@@ -45,67 +33,6 @@ LOG = "log"
 MAX_STREAMS = 65_536
 #: Most commands and ended requests remembered; older ones are looked up.
 MAX_RECENT = 8_192
-
-
-class Claim(msgspec.Struct, frozen=True):
-    """Claim queued requests; gives the claimed rows. ``lease`` is in seconds."""
-
-    worker: str
-    limit: int
-    lease: float
-    models: Sequence[str] | None
-
-
-class Heartbeat(msgspec.Struct, frozen=True):
-    """Extend a worker's leases; gives its fences."""
-
-    worker: str
-    lease: float
-
-
-class Expire(msgspec.Struct, frozen=True):
-    """Give back what ran out, or all that a worker holds; gives request ids."""
-
-    worker: str | None
-    reason: str
-
-
-class Erasure(msgspec.Struct, frozen=True):
-    """A payload to erase: ``left`` takes its place, ``opening`` (32 bytes) that of its salt."""
-
-    seq: int
-    stream: str
-    version: int
-    left: bytes
-    opening: bytes
-
-
-class Load(msgspec.Struct, frozen=True):
-    """Write events as they are, positions and salts included, at the end of the log (import).
-
-    ``erased`` are payloads of earlier events, whose records are loaded; ``commands`` took effect
-    in the log that the events come from: by id, with seq, version and time.
-    """
-
-    events: Sequence[Event]
-    salts: Sequence[bytes]
-    erased: Sequence[Erasure] = ()
-    commands: Mapping[str, tuple[int, int, int]] = {}
-
-
-class Redact(msgspec.Struct, frozen=True):
-    """Erase payloads, and append the record of it to the stream ``log``; gives its outcome.
-
-    ``expected`` has the version of every stream that the erasures are in.
-    """
-
-    erasures: Sequence[Erasure]
-    expected: Mapping[str, int]
-    reason: str
-    actor: str
-
-
-Op = Append | Claim | Heartbeat | Expire | Load | Redact | Move | Upload
 
 
 class State(msgspec.Struct):

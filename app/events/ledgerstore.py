@@ -16,8 +16,9 @@ from app.events.absent import Absent
 from app.events.backend import Backend
 from app.events.feed import Feed
 from app.events.ids import uuid7
-from app.events.ledger import Ledger, Load, Op
+from app.events.ledger import Ledger
 from app.events.logstore import LogStore
+from app.events.ops import Load, Op
 from app.events.store import (
     StoreError,
 )

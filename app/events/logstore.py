@@ -19,10 +19,10 @@ import msgspec
 from app.events.backend import Reading, Remembered, Row
 from app.events.envelope import Event
 from app.events.feed import Feed
-from app.events.ledger import Claim, Erasure, Expire, Heartbeat, Load, Op, Redact
 from app.events.lifecycle import TRANSITIONS
 from app.events.moves import Move, Part, Upload
 from app.events.objects import Objects
+from app.events.ops import Claim, Erasure, Expire, Heartbeat, Load, Op, Redact
 from app.events.queue import Request, queued_fields
 from app.events.store import (
     Append,

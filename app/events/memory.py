@@ -13,10 +13,11 @@ from app.events.envelope import Event
 from app.events.feed import Feed
 from app.events.ids import uuid7
 from app.events.leaf import leaves
-from app.events.ledger import Batch, Erasure, Found, Missing, State
+from app.events.ledger import Batch, Found, Missing, State
 from app.events.ledgerstore import LedgerStore
 from app.events.lifecycle import TERMINAL
 from app.events.moves import Catalog, Move, Part
+from app.events.ops import Erasure
 from app.events.queue import Request, to_lease
 from app.events.segment import Segment
 from app.events.store import Lease, StoreError

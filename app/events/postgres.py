@@ -23,9 +23,9 @@ from app.events import postgres_sql as sql
 from app.events.envelope import Event
 from app.events.feed import Feed
 from app.events.ids import uuid7
-from app.events.ledger import Claim, Expire, Heartbeat, Op
 from app.events.logstore import LogStore
 from app.events.migration import migrations
+from app.events.ops import Claim, Expire, Heartbeat, Op
 from app.events.postgres_call import Call, Guarded, Names
 from app.events.postgres_exclusive import write_planned
 from app.events.postgres_queue import claims, expiries

@@ -13,7 +13,8 @@ from msgspec.structs import astuple
 
 from app.events import postgres_sql as sql
 from app.events.leaf import leaves
-from app.events.ledger import Batch, Found, Ledger, Missing, Op, State
+from app.events.ledger import Batch, Found, Ledger, Missing, State
+from app.events.ops import Op
 from app.events.postgres_archive import write_moves
 from app.events.queue import Request
 

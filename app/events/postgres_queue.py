@@ -14,7 +14,7 @@ import msgspec
 from app.events import postgres_sql as sql
 from app.events.catalogue import Payload, RequestAbandoned, RequestClaimed
 from app.events.codec import new
-from app.events.ledger import Claim, Expire
+from app.events.ops import Claim, Expire
 from app.events.postgres_call import Guarded
 from app.events.queue import Request
 from app.events.store import Append, Appended, Fence, Outcome

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from app.events.ledger import Op
+from app.events.ops import Op
 from app.events.store import StoreClosed, StoreError
 
 __all__ = ["GroupCommit"]

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from app.events.envelope import Event, NewEvent
-from app.events.ledger import Op
 from app.events.logstore import LogStore
 from app.events.open import open_store
+from app.events.ops import Op
 from app.events.store import Append, Appended, StoreClosed, StoreError
 from app.events.writer import GroupCommit
 
