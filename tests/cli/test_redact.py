@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from app.events import catalogue as c
+from app.events.archive import archive_threads
 from app.events.codec import new
 from app.events.envelope import thread_stream
+from app.events.objects import DirectoryObjects
 from app.events.open import open_store
 from app.events.store import Append
 from app.events.verify import verify
@@ -25,7 +27,8 @@ SECRETS = (b"capital of France", b"Paris", b"Atlantis", b"look_up", b"no such ci
 
 def found_in(folder: Path) -> dict[str, list[bytes]]:
     """Files that hold any of the secrets."""
-    found = {p.name: [s for s in SECRETS if s in p.read_bytes()] for p in folder.iterdir()}
+    files = [path for path in folder.iterdir() if path.is_file()]
+    found = {path.name: [s for s in SECRETS if s in path.read_bytes()] for path in files}
     return {name: secrets for name, secrets in found.items() if secrets}
 
 
@@ -79,6 +82,27 @@ def test_an_event(run: Run, database: Path) -> None:
     assert b"capital of France" not in database.read_bytes()
     assert b"Atlantis" in database.read_bytes()
     assert "no event 99" in run("redact", "--seq", "99", "--yes", code=2).stderr
+
+
+def test_archived_events(run: Run, database: Path) -> None:
+    folder = database.with_name("everlog.db.objects")
+
+    async def archive() -> int:
+        async with open_store(str(database), objects=DirectoryObjects(folder)) as store:
+            return (await archive_threads(store, [THREAD], before=2**62)).events
+
+    async def check() -> int:
+        async with open_store(str(database), objects=DirectoryObjects(folder)) as store:
+            report = await verify(store)
+            assert report.ok, report.problems
+            return report.redacted
+
+    assert asyncio.run(archive()) == 27
+    before = set(folder.rglob("*.zst"))
+    run("redact", "--thread", THREAD, "--yes")
+    assert before and not before & set(folder.rglob("*.zst"))
+    assert found_in(database.parent) == {}
+    assert asyncio.run(check()) == 16
 
 
 @pytest.mark.parametrize(
