@@ -23,8 +23,8 @@ def backup_log(loaded: Loaded, file: Path, force: bool, as_json: bool) -> None:
     """Write a verified backup of a SQLite log to FILE, also while a server writes it.
 
     To restore, stop the server and put FILE in the place of the database; the log then begins a new
-    incarnation, so clients start over. Attachments and archived segments are not in FILE: copy
-    their folder or bucket afterwards. Postgres has its own tools, which the command names.
+    incarnation, so clients start over. Archived segments are not in FILE: copy their folder
+    or bucket afterwards. Postgres has its own tools, which the command names.
     """
     from app.cli.access import database
     from app.events.backup import backup

@@ -28,7 +28,7 @@ def copy_log(loaded: Loaded, source: str, target: str, as_json: bool) -> None:
 
     Both are database URLs: sqlite:///file.db, a path, or postgresql://host/database. The copy has
     the same positions, hashes, seals and incarnation: clients go on in it. After an interruption
-    the same command goes on. SOURCE may be in use, TARGET not. Attachments stay where they are.
+    the same command goes on. SOURCE may be in use, TARGET not.
     """
     import asyncio
 
