@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from app.cli import (
+    archive,
     ask,
     backup,
     conversations,
@@ -22,6 +23,6 @@ __all__ = ["everlog", "main"]
 
 # Importing a module of commands registers them.
 _COMMANDS = (
-    *(serve, worker, ask, conversations, log, maintenance, copy, backup, redact),
+    *(serve, worker, ask, conversations, log, maintenance, archive, copy, backup, redact),
     *(models, settings, doctor),
 )

@@ -31,10 +31,15 @@ async def reading(loaded: Loaded) -> AsyncIterator[LogStore]:
         EverlogError: if there is none.
 
     """
+    from app.events.objects import open_objects
     from app.events.open import open_store
 
     database(loaded)
-    async with open_store(loaded.config.database.url, read_only=True) as store:
+    url = loaded.config.database.url
+    async with (
+        open_objects(loaded.config) as objects,
+        open_store(url, read_only=True, objects=objects) as store,
+    ):
         yield store
 
 

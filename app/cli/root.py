@@ -50,7 +50,7 @@ ORDER = (
         "head",
         "verify",
     ),
-    *("rebuild", "export", "import", "copy", "backup", "redact", "migrate"),
+    *("rebuild", "export", "import", "copy", "backup", "archive", "restore", "redact", "migrate"),
     *("models", "config", "doctor"),
 )
 

@@ -18,7 +18,7 @@ from app.events import catalogue as c
 from app.events import segment as segments
 from app.events.backend import Row
 from app.events.codec import new
-from app.events.envelope import Event, thread_stream
+from app.events.envelope import Event, thread_of, thread_stream
 from app.events.ids import uuid7
 from app.events.logstore import LogStore
 from app.events.moves import Move, Part, Place
@@ -32,6 +32,7 @@ __all__ = [
     "Restored",
     "archive_streamed",
     "archive_threads",
+    "hot_threads",
     "restore",
     "sweep",
 ]
@@ -174,6 +175,19 @@ async def archive_threads(
 
     await _archive(store, rows(), done, least=1, dry_run=dry_run)
     return done
+
+
+async def hot_threads(store: LogStore) -> list[str]:
+    """Ids of the conversations that are not archived as a whole, oldest first."""
+    found: list[str] = []
+    after, head = 0, await store.head()
+    while True:
+        page = await store.hot(after=after, until=head, types=("thread.created",), limit=PAGE)
+        names = (thread_of(event.stream) for event, _, _ in page)
+        found += [thread for thread in names if thread is not None]
+        if len(page) < PAGE:
+            return found
+        after = page[-1][0].seq
 
 
 async def _thread_rows(store: LogStore, stream: str, before: int) -> AsyncIterator[Row]:

@@ -20,7 +20,7 @@ from app.events.backend import Reading, Remembered, Row
 from app.events.envelope import Event
 from app.events.feed import Feed
 from app.events.lifecycle import TRANSITIONS
-from app.events.moves import Move, Part, Upload
+from app.events.moves import ArchiveBusy, Move, Part, Upload
 from app.events.objects import Objects
 from app.events.ops import Claim, Erasure, Expire, Heartbeat, Load, Op, Redact
 from app.events.queue import Request, queued_fields
@@ -194,11 +194,11 @@ class LogStore(ABC):
         """Hold the right to move events; one process, one task at a time.
 
         Raises:
-            StoreError: Somebody else holds it.
+            ArchiveBusy: Somebody else holds it.
 
         """
         if self._archiving.locked():
-            raise StoreError("the archive is at work already", hint="try again later")
+            raise ArchiveBusy("the archive is at work already", hint="try again later")
         async with self._archiving:
             yield
 

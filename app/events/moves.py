@@ -10,11 +10,26 @@ from msgspec.structs import astuple
 
 from app.events.envelope import NewEvent
 from app.events.segment import Segment
+from app.events.store import StoreError
 
 if TYPE_CHECKING:
     from app.events.backend import Row
 
-__all__ = ["Catalog", "Move", "Moved", "Part", "Place", "Upload", "catalog", "columns"]
+__all__ = [
+    "ArchiveBusy",
+    "Catalog",
+    "Move",
+    "Moved",
+    "Part",
+    "Place",
+    "Upload",
+    "catalog",
+    "columns",
+]
+
+
+class ArchiveBusy(StoreError):
+    """Somebody else is archiving or restoring."""
 
 
 class Place(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import asyncpg
@@ -26,6 +26,7 @@ from app.events.ids import uuid7
 from app.events.logstore import LogStore
 from app.events.migration import migrations
 from app.events.ops import Claim, Expire, Heartbeat, Op
+from app.events.postgres_archive import archive_lock
 from app.events.postgres_call import Call, Guarded, Names
 from app.events.postgres_exclusive import write_planned
 from app.events.postgres_queue import claims, expiries
@@ -195,6 +196,12 @@ class PostgresStore(LogStore):
     async def leave(self, *, node: str) -> None:
         """See `EventStore.leave`."""
         await self._reading.run(lambda conn: conn.execute(sql.LEAVE, node), patience=0)
+
+    @contextlib.asynccontextmanager
+    async def archiving(self) -> AsyncIterator[None]:
+        """See `LogStore.archiving`; held against every other process too."""
+        async with super().archiving(), archive_lock(self._dsn):
+            yield
 
     # ------------------------------------------------------------------- the writer's own work
 

@@ -12,9 +12,8 @@ from msgspec.structs import astuple
 from app.events import pg
 from app.events.backend import Row
 from app.events.ledger import Batch
-from app.events.moves import Move, Moved, columns
+from app.events.moves import ArchiveBusy, Move, Moved, columns
 from app.events.segment import Segment
-from app.events.store import StoreError
 
 __all__ = ["archive_lock", "write_moves"]
 
@@ -139,7 +138,8 @@ async def archive_lock(dsn: str) -> AsyncIterator[None]:
     """Hold the right to archive, against every other process on this log.
 
     Raises:
-        StoreError: Another has it, or the database is away.
+        ArchiveBusy: Another has it.
+        StoreError: The database is away.
 
     """
     try:
@@ -148,7 +148,7 @@ async def archive_lock(dsn: str) -> AsyncIterator[None]:
         raise pg.store_error(error) from error
     try:
         if not await conn.fetchval(LOCK):
-            raise StoreError("another process is archiving", hint="try again later")
+            raise ArchiveBusy("another process is archiving", hint="try again later")
         yield
     finally:
         conn.terminate()

@@ -30,6 +30,8 @@ from app.engine.hub import resolve
 from app.engine.keeper import keep_queue
 from app.engine.workers import presence_name
 from app.errors import EverlogError, StartupError
+from app.events.archiver import Archiver
+from app.events.objects import open_objects
 from app.events.open import open_store
 from app.events.presence import Presence, check_name, place
 from app.events.seal import Sealer
@@ -86,7 +88,13 @@ async def _open(
     node = config.server.node or f"{socket.gethostname()}:{port}"
     here = place(f"{host}:{port}")
     async with (
-        open_store(config.database.url, synchronous=config.database.synchronous) as store,
+        open_objects(config) as objects,
+        open_store(
+            config.database.url,
+            synchronous=config.database.synchronous,
+            objects=objects,
+            cache=config.archive.cache,
+        ) as store,
         Views.open(store, views_place(database)) as views,
     ):
         lease = config.server.lease_seconds
@@ -182,6 +190,7 @@ async def _start(service: Service, group: TaskGroup, watched: Path | None) -> No
     """Start everything behind the edge; returns when it is ready, or when the end has come."""
     every, seconds = service.config.log.seal_every, service.config.log.seal_seconds
     group.start_soon(Sealer(service.store, every=every, seconds=seconds).run)
+    group.start_soon(Archiver(service.store, service.config.archive).run)
     group.start_soon(service.hint)
     await group.start(service.runtime.run)
     group.start_soon(service.watch_workers)

@@ -9,6 +9,7 @@ import anyio
 
 from app.config import Config
 from app.engine.host import EngineHost
+from app.events.objects import open_objects
 from app.events.open import open_store
 from app.transport.lifecycle import cause, signals
 from app.transport.server import engine_host
@@ -37,7 +38,10 @@ async def work(
     """
     stop = asyncio.Event()
     database = config.database
-    async with open_store(database.url, synchronous=database.synchronous) as store:
+    async with (
+        open_objects(config) as objects,
+        open_store(database.url, synchronous=database.synchronous, objects=objects) as store,
+    ):
         host = engine_host(config, store, name, where)
 
         async def end() -> None:
