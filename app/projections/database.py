@@ -110,8 +110,11 @@ class Connection(ABC):
         """Take back only what the block wrote if it raises, not the transaction."""
 
     @abstractmethod
-    def lead(self, name: str) -> bool:
-        """Try to become the one that keeps ``name`` up, for as long as the connection lives."""
+    def lead(self, name: str) -> bool | None:
+        """Try to become the only one that does ``name``, for as long as the connection lives.
+
+        False: somebody else is. None: there is no telling, several may be.
+        """
 
     # ------------------------------------------------------------------------------ tables
 

@@ -221,19 +221,22 @@ def _next_generation(connection: Connection, name: str) -> int:
 def take(connection: Connection, projection: Projection, token: str, *, stale: float) -> int:
     """Begin a new generation beside the one that serves, in the caller's transaction.
 
-    Tables of a rebuild that died (no batch for ``stale`` seconds) are dropped.
+    Tables of a rebuild that died are dropped. It is dead when its connection is; where there is no
+    telling, when it wrote no batch for ``stale`` seconds.
 
     Raises:
         EverlogError: Another rebuild is at work.
 
     """
+    alone = connection.lead(f"rebuild {projection.name}")
     other = connection.load(REBUILD, "", (projection.name,))
-    generation = _next_generation(connection, projection.name)
-    if other is not None and (idle := (time.time_ns() - other.beat) / 1e9) < stale:
+    idle = (time.time_ns() - other.beat) / 1e9 if other is not None else stale
+    if alone is False or (alone is None and idle < stale):
+        again = f" If it was killed, try again in {stale - idle:.0f} s." if alone is None else ""
         raise EverlogError(
-            f"{projection.name} is being rebuilt by another process",
-            hint=f"Wait for it. If it was killed, try again in {stale - idle:.0f} s.",
+            f"{projection.name} is being rebuilt by another process", hint=f"Wait for it.{again}"
         )
+    generation = _next_generation(connection, projection.name)
     create(connection, projection, generation, indexed=False)
     mine = _Rebuild(projection.name, token, generation, time.time_ns())
     connection.upsert(REBUILD, "", [mine])

@@ -71,10 +71,12 @@ def _settings(purpose: Purpose) -> dict[str, str]:
         }
     # A crash may take the last transactions, rows and checkpoint together: they are folded again.
     common["synchronous_commit"] = "off"
-    if purpose == "run":
-        common["statement_timeout"] = f"{RUN_SECONDS * 1000:.0f}"
-        common["idle_session_timeout"] = f"{IDLE_SECONDS * 1000:.0f}"
-    return common
+    if purpose == "rebuild":
+        return common | {"statement_timeout": "0"}
+    return common | {
+        "statement_timeout": f"{RUN_SECONDS * 1000:.0f}",
+        "idle_session_timeout": f"{IDLE_SECONDS * 1000:.0f}",
+    }
 
 
 class PostgresConnection(Connection):
@@ -146,7 +148,7 @@ class PostgresConnection(Connection):
             if state == "25006":  # now a standby: the next connection may find the primary
                 self._connection.terminate()
             kind = Moved if state == "42P01" else Trouble
-            raise kind(self._said(error)) from error
+            raise kind(self._said(error), hint=pg.store_error(error).hint) from error
         except (OSError, asyncpg.InterfaceError, TimeoutError) as error:
             if isinstance(error, ValueError):  # a value of the wrong kind
                 raise
@@ -231,7 +233,7 @@ class PostgresConnection(Connection):
             raise
         self.run("RELEASE attempt")
 
-    def lead(self, name: str) -> bool:
+    def lead(self, name: str) -> bool | None:
         row = self.one("SELECT pg_try_advisory_lock(?)", self._key(f"lead {name}"))
         return row is not None and bool(row[0])
 

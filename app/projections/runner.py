@@ -130,7 +130,8 @@ class Runner:
 
     async def _lead(self) -> bool:
         assert self._connection is not None
-        self.leading = await in_thread(self._connection.lead, self._folder.set_name)
+        name = self._folder.set_name
+        self.leading = await in_thread(self._connection.lead, name) is not False
         if self.leading:
             log.debug("this process keeps the read models up")
         return self.leading

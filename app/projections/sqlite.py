@@ -140,9 +140,9 @@ class SqliteConnection(Connection):
             if self._connection.in_transaction:
                 self.run("RELEASE attempt")
 
-    def lead(self, name: str) -> bool:
-        """Always: processes that keep up one file take turns, each transaction anew."""
-        return True
+    def lead(self, name: str) -> bool | None:
+        """No telling: processes that keep up one file take turns, each transaction anew."""
+        return None
 
     # ------------------------------------------------------------------------------ tables
 

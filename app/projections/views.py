@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -40,6 +41,9 @@ __all__ = [
 
 T = TypeVar("T")
 READERS = 3
+SLOW_SECONDS = 2.0
+"""When a server took longer than this not to answer, reads do not even try for as long."""
+
 TRIES = 5
 """Reads that met a rebuild's swap are done again."""
 
@@ -84,6 +88,7 @@ class Views:
         self._runner = runner
         self._idle: list[Connection] = []
         self._limit = anyio.CapacityLimiter(READERS)
+        self._away = Trouble(""), 0.0
         self._closed = False
 
     @classmethod
@@ -162,7 +167,17 @@ class Views:
         try:
             return self._idle.pop(), True
         except IndexError:
+            pass
+        began, (trouble, until) = time.monotonic(), self._away
+        if began < until:
+            raise Trouble(trouble.message, hint=trouble.hint)
+        try:
             return connect(self._where, "read"), False
+        except Trouble as error:
+            now = time.monotonic()
+            if now - began > SLOW_SECONDS:
+                self._away = error, now + SLOW_SECONDS
+            raise
 
     def _give_back(self, connection: Connection) -> None:
         # If closed, its caller was cancelled, and the block has ended meanwhile.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,18 +20,21 @@ from hypothesis import strategies as st
 
 from app.errors import EverlogError, StartupError
 from app.events import catalogue as c
+from app.events import pg
 from app.events.codec import new
 from app.events.memory import MemoryStore
 from app.events.open import open_store
 from app.events.store import Append
 from app.projections import postgres as backend
+from app.projections import rebuild
+from app.projections import views as views_module
 from app.projections.database import Trouble
 from app.projections.history import History as HistoryProjection
-from app.projections.views import Views
+from app.projections.views import Views, named
 from tests.projections.histories import History, histories, write
 from tests.projections.test_runner import ROOT, errors_are, long_log
 from tests.support.postgres import Cluster, cluster, new_database
-from tests.support.projections import assert_rebuild_equals_live, new_schema
+from tests.support.projections import apart, assert_rebuild_equals_live, new_schema
 
 TAKEOVER_SECONDS = 3.0
 
@@ -219,6 +223,40 @@ async def test_every_schema_has_its_own(postgres_url: str) -> None:
         assert await there.threads(owner=None) == []
         await there.rebuild()
         assert len(await here.threads(owner=None)) == 3
+
+
+async def test_one_rebuild_at_a_time(postgres_url: str) -> None:
+    async with MemoryStore() as store, Views.open(store, postgres_url) as views:
+        await write(store, long_log(3, 5).events)
+        await views.reached(await store.head())
+        other = rebuild._Filler(postgres_url, named(["timeline"]), store.incarnation)
+        apart(other.begin)
+        with pytest.raises(EverlogError, match="timeline is being rebuilt"):
+            await views.rebuild()
+        assert (await views.rebuild(["history"])).generations == {"history": 2}
+        apart(other._connection.close)  # it dies, and is dead at once
+        assert (await views.rebuild(["timeline"])).generations == {"timeline": 3}
+
+
+async def test_a_server_that_never_answers(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for long, not even behind others."""
+    monkeypatch.setattr(views_module, "SLOW_SECONDS", 0.2)
+    monkeypatch.setattr(pg, "CONNECT_SECONDS", 0.3)
+    listener = socket.create_server(("127.0.0.1", 0))  # takes connections, says nothing
+    port = listener.getsockname()[1]
+    async with MemoryStore() as store, Views.open(store, postgres_url) as views:
+        views._where = f"postgresql://everlog@127.0.0.1:{port}/test"
+        began = time.monotonic()
+        reads = [views.threads(owner="local") for _ in range(40)]
+        found = await asyncio.gather(*reads, return_exceptions=True)
+        assert {type(error) for error in found} == {Trouble}
+        assert time.monotonic() - began < 2
+        views._where = postgres_url
+        await asyncio.sleep(0.25)
+        assert await views.threads(owner="local") == []
+    listener.close()
 
 
 async def test_text_postgres_cannot_store(postgres_url: str) -> None:

@@ -168,9 +168,11 @@ async def test_killed_in_the_middle_of_a_rebuild(
         assert b"rebuilt" not in process.communicate()[0]
         before = dump(where)
         async with Views.open(store, where) as views:
-            with pytest.raises(EverlogError, match="being rebuilt"):
-                await views.rebuild()
+            if isinstance(where, Path):  # Postgres knows at once
+                with pytest.raises(EverlogError, match="being rebuilt"):
+                    await views.rebuild()
             monkeypatch.setattr(rebuild, "STALE_SECONDS", 0.0)
+            await asyncio.sleep(0.2)
             await views.rebuild()
         assert dump(where) == before
         assert len(generations_in(where)) == 3, "the dead rebuild's tables are gone"
