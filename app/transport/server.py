@@ -94,6 +94,7 @@ async def _open(
             synchronous=config.database.synchronous,
             objects=objects,
             cache=config.archive.cache,
+            pool=config.database.pool,
         ) as store,
         Views.open(store, views_place(database)) as views,
     ):

@@ -40,7 +40,12 @@ async def work(
     database = config.database
     async with (
         open_objects(config) as objects,
-        open_store(database.url, synchronous=database.synchronous, objects=objects) as store,
+        open_store(
+            database.url,
+            synchronous=database.synchronous,
+            objects=objects,
+            pool=database.pool,
+        ) as store,
     ):
         host = engine_host(config, store, name, where)
 

@@ -23,7 +23,7 @@ from uuid import uuid4
 
 import asyncpg
 
-__all__ = ["Cluster", "binaries", "cluster", "new_database"]
+__all__ = ["Cluster", "binaries", "cluster", "make_certificate", "new_database"]
 
 _USER = "nobody" if os.geteuid() == 0 else None
 
@@ -127,6 +127,24 @@ class Cluster:
         output.close()
         if done.returncode:
             raise RuntimeError(f"{program} failed:\n{(self.folder / 'output').read_text()[-4000:]}")
+
+
+def make_certificate(folder: Path) -> Path:
+    """Write ``server.key`` and ``server.crt`` for 127.0.0.1; returns the certificate."""
+    key, certificate = folder / "server.key", folder / "server.crt"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-keyout", key, "-out", certificate),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    key.chmod(0o600)
+    if _USER is not None:
+        os.chown(key, pwd.getpwnam(_USER).pw_uid, -1)
+    return certificate
 
 
 async def new_database(cluster: Cluster) -> str:

