@@ -61,6 +61,8 @@ async def connect(dsn: str, **settings: str) -> Any:
         return await asyncpg.connect(
             dsn, timeout=CONNECT_SECONDS, server_settings=SETTINGS | settings
         )
+    except ssl.SSLError:
+        raise  # a certificate that is not trusted is a ValueError too
     except (asyncpg.ClientConfigurationError, ValueError) as error:
         raise InputError(str(error), field="database.url") from error
 
