@@ -121,9 +121,12 @@ class ThreadJobs:
     async def _begin(
         self, user: str, events: list[NewEvent], jobs: list[Job], *, command: str | None = None
     ) -> Appended | Conflict | Duplicate:
-        """Append ``events`` and, if the thread is idle, the beginning of the first job."""
+        """Append ``events`` and, if the thread is idle, the beginning of the first job.
+
+        Idle is one where no message waits either: another process may be about to begin its run.
+        """
         state = self._state
-        first = jobs[:1] if not self.busy and not running(state) else []
+        first = [] if self.busy or running(state) or waits(state) else jobs[:1]
         expected = state.version if first else ANY
         if state.version == 0:
             expected = 0
