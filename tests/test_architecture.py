@@ -17,7 +17,10 @@ LAYERS = ["errors", "events", "projections", "engine", "chat", "transport", "cli
 #: What may be imported from everywhere above ``errors``.
 GROUND = {"errors", "config"}
 #: The side of the engine that lives in the core process: no event loop, no database.
-HOST_SIDE = {"host", "supervisor", "hub", "flush", "recovery", "deadlines", "claims"}
+HOST_SIDE = {
+    *("host", "supervisor", "hub", "flush", "recovery", "deadlines", "claims"),
+    *("keeper", "workers"),
+}
 
 
 def imported(path: Path) -> Iterator[tuple[str, int]]:
