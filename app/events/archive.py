@@ -40,7 +40,7 @@ __all__ = [
 STREAMED = ("tokens.generated", "message.delta", "step.delta")
 """What came piece by piece and stands whole in a later event; nobody misses it but a replay."""
 
-EVENTS = 20_000
+EVENTS = 10_000
 """Most events in a segment. They leave the table in one transaction, for which writers wait."""
 
 BYTES = 16 << 20

@@ -246,7 +246,7 @@ class PostgresStore(LogStore):
             if isinstance(op, Heartbeat):
                 return await self._heartbeat(op)
             return await self._exclusive(op)
-        except StoreError as error:
+        except (StoreError, ValueError) as error:  # its neighbours are not to be written twice
             return error
 
     async def _call(self, appends: Sequence[Append | Guarded]) -> list[Outcome]:

@@ -45,6 +45,7 @@ class Through:
         self.cache = CACHE
         self._reading = reading
         self._generation = -1
+        self._holes = False  # whether the last page of rows was in part archived
         self._kept: OrderedDict[tuple[str, int], tuple[Any, int]] = OrderedDict()
         self._size = 0
         self._coming: dict[tuple[str, int], asyncio.Task[Any]] = {}
@@ -80,23 +81,39 @@ class Through:
     async def rows(self, after: int, limit: int) -> list[Row | StoreError]:
         """See `Reading.rows`; also of archived ones there is an error for each unreadable one."""
         for _ in range(ATTEMPTS):
-            known = self._generation
-            found = await self._reading.rows(after, limit)
+            known, end = self._generation, after + limit
+            found: list[Row | StoreError] = []
+            if self._holes:  # most of the page may be archived: do not read past its end
+                found = await self._sound(after, end)
+            if not found:
+                found = await self._reading.rows(after, limit)
             if _unbroken(found, after, limit):
+                self._holes = False
                 return found
-            parts = await self._parts(known, after, after + limit, None)
+            parts = await self._parts(known, after, end, None)
             if parts is None:
                 continue
             if not parts:
+                self._holes = False
                 return found
             placed = _placed(found, after)
-            archived = await self._archived(parts, placed, after, after + limit)
+            archived = await self._archived(parts, placed, after, end)
             if archived is None:
                 continue
-            placed = {seq: row for seq, row in placed.items() if seq <= after + limit}
-            merged = placed | archived
+            merged = {seq: row for seq, row in placed.items() if seq <= end} | archived
+            if self._holes and len(merged) < limit:
+                self._holes = False  # perhaps damage: look again, at whatever is there
+                continue
+            self._holes = True
             return [merged[seq] for seq in sorted(merged)] or found
         raise _busy()
+
+    async def _sound(self, after: int, until: int) -> list[Row | StoreError]:
+        """Rows of the table as they should be; none if one cannot be read."""
+        try:
+            return list(await self._reading.hot(after, until, None, None, until - after))
+        except StoreError:
+            return []
 
     async def leaves(self, after: int, until: int) -> list[bytes]:
         """See `Reading.leaves`."""
