@@ -96,7 +96,7 @@ async def test_a_message_taken_by_another_node_waits_for_the_run(
     stores: Stores, thread: str
 ) -> None:
     async with two(stores, app_of(on_message=slow)) as (a, b):
-        await a.post(thread, "60")
+        await a.post(thread, "300")
         ack = await b.post(thread, "3")
         assert (await b.types(thread))[ack.version - 1] == "message.posted"
         assert (await b.state(thread)).runs[0].status == "running"

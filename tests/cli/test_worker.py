@@ -181,6 +181,37 @@ async def test_workers_share_take_over_and_come_back(postgres: Cluster, tmp_path
         assert await asyncio.to_thread(edge.process.wait, 30) == 0, edge.text()
 
 
+async def test_an_answer_goes_on_when_its_edge_and_its_worker_die(
+    postgres: Cluster, tmp_path: Path
+) -> None:
+    """The client goes to another edge; the answer completes there, once."""
+    url = await new_database(postgres)
+    port = free_port()
+    edge = ("serve", "--no-engine", "--port", str(port), "--database", url)
+    async with house(url, tmp_path) as (client, store, (first, w1, w2)):
+        (whole,) = await ask(client, 1)
+        await until(client, whole, "run.completed")
+        with started(tmp_path, "second", *edge) as second:
+            await asyncio.to_thread(second.ready)
+            (thread,) = await ask(client, 1)
+            await until(client, thread, "tokens.generated", times=5)
+            (events,) = await requests(store, [thread])
+            holder = {"w1": w1, "w2": w2}[workers(events)[0]]
+            for process in (first, holder):
+                process.send(signal.SIGKILL)
+            async with Client(f"http://127.0.0.1:{port}", patience=60) as other:
+                await other.post(thread, "And then?", params=PARAMS)  # waits for its turn
+                await until(other, thread, "run.completed", times=2)
+            types = [e.type async for e in store.read(stream=f"thread/{thread}")]
+            assert types.count("run.resumed") == 1
+            assert types.count("run.started") == types.count("run.completed") == 2
+            asked, again = await requests(store, [whole, thread])
+            one = [e for e in again if e.request == again[0].request]
+            result = Result(one).check()
+            assert result.text == Result(asked).check().text
+            assert len(set(workers(one))) == 2
+
+
 async def test_names(postgres: Cluster, tmp_path: Path) -> None:
     url = await new_database(postgres)
     with started(tmp_path, "one", "worker", "--database", url) as one:
