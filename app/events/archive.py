@@ -299,7 +299,7 @@ async def store_segment(store: LogStore, rows: Sequence[Row]) -> Segment:
     data = await asyncio.to_thread(segments.encode, rows, store.incarnation)
     key = f"{_own(store)}{rows[0][0].seq:012}-{uuid7()}.zst"
     segment = segments.summary(data, key)
-    await store.upload(key)
+    await store.upload(key, "noted")
     await objects.put(key, data, sha256=segment.sha256)
     stored = await objects.read(key, sha256=segment.sha256)
     again = await asyncio.to_thread(segments.decode, stored)
@@ -383,9 +383,13 @@ async def sweep(store: LogStore) -> list[str]:
     objects, deleted = _objects(store), []
     for key in await store.uploads():
         if key.startswith(_own(store)):
+            try:
+                await store.upload(key, "doomed")
+            except ValueError:
+                continue  # its move was committed meanwhile
             await objects.delete(key)
             deleted.append(key)
-        await store.upload(key, done=True)
+        await store.upload(key, "gone")
     return deleted
 
 

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -185,9 +185,14 @@ class LogStore(ABC):
         """
         return await self._submit(move)  # type: ignore[no-any-return]
 
-    async def upload(self, object: str, *, done: bool = False) -> None:
-        """Remember an object that nothing refers to yet; ``done``: forget it again."""
-        await self._submit(Upload(object, done))
+    async def upload(self, object: str, state: Literal["noted", "doomed", "gone"]) -> None:
+        """Remember an object that nothing refers to; see `Upload`.
+
+        Raises:
+            ValueError: It cannot be doomed: a segment uses it now.
+
+        """
+        await self._submit(Upload(object, state))
 
     @asynccontextmanager
     async def archiving(self) -> AsyncIterator[None]:

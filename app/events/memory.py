@@ -41,7 +41,7 @@ class MemoryBackend:
         self._requests: dict[str, Request] = {}
         self._commands: dict[str, tuple[int, int, int]] = {}
         self._segments: dict[str, Segment] = {}
-        self._uploads: set[str] = set()
+        self._uploads: dict[str, bool] = {}  # object: whether it is doomed
         self._generation = 0
 
     async def state(self) -> State:
@@ -72,6 +72,8 @@ class MemoryBackend:
         """
         for moved in batch.moved:
             self._check(moved.move)
+        if any(u.state == "doomed" and u.object not in self._uploads for u in batch.uploads):
+            raise ValueError("an object is in use now")
         if any(self._at(e.seq, e.stream, e.version) is None for e, _ in batch.erased):
             raise ValueError("an event to be erased is no longer where it was")
         hashes = leaves(batch.events, batch.salts)
@@ -89,7 +91,10 @@ class MemoryBackend:
         for moved in batch.moved:
             self._move(moved.move)
         for upload in batch.uploads:
-            (self._uploads.discard if upload.done else self._uploads.add)(upload.object)
+            if upload.state == "gone":
+                self._uploads.pop(upload.object, None)
+            else:
+                self._uploads[upload.object] = upload.state == "doomed"
 
     def _at(self, seq: int, stream: str, version: int) -> Event | None:
         """The event at a place, if it is in the table."""
@@ -116,6 +121,8 @@ class MemoryBackend:
             raise ValueError("an event to be archived is no longer what it was")
         if move.drop is not None and move.drop.object not in self._segments:
             raise ValueError(f"segment {move.drop.object} is no longer what it was")
+        if move.add is not None and self._uploads.get(move.add.object, True):
+            raise ValueError(f"object {move.add.object} was deleted meanwhile")
 
     def _move(self, move: Move) -> None:
         for place in move.remove:
@@ -125,10 +132,10 @@ class MemoryBackend:
             self._put(event, salt)
         if move.drop is not None:
             del self._segments[move.drop.object]
-            self._uploads.add(move.drop.object)
+            self._uploads[move.drop.object] = True
         if move.add is not None:
             self._segments[move.add.object] = move.add
-            self._uploads.discard(move.add.object)
+            del self._uploads[move.add.object]
         self._generation += 1
 
     async def select(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from msgspec.structs import astuple
@@ -76,12 +76,12 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
 class Upload(msgspec.Struct, frozen=True):
     """Remember an object that nothing refers to, or no longer remember it.
 
-    It is noted before it is stored, and when it is dropped, so that whatever happens the next run
-    finds it and deletes it.
+    It is ``noted`` before it is stored, so that whatever happens the next run finds it and deletes
+    it: makes it ``doomed``, after which no segment may begin to use it, and ``gone`` in the end.
     """
 
     object: str
-    done: bool = False
+    state: Literal["noted", "doomed", "gone"]
 
 
 class Moved(msgspec.Struct, frozen=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import asyncpg
@@ -21,7 +21,11 @@ INSERT_SEGMENT = """
     INSERT INTO segment (object, sha256, bytes, first, last, events, types)
     VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING id"""
 
-INSERT_UPLOAD = "INSERT INTO segment_upload (object) VALUES ($1) ON CONFLICT DO NOTHING"
+NOTE_UPLOAD = "INSERT INTO segment_upload (object, doomed) VALUES ($1, $2)"
+
+DOOM_UPLOAD = "UPDATE segment_upload SET doomed = true WHERE object = $1 RETURNING object"
+
+USE_UPLOAD = "DELETE FROM segment_upload WHERE object = $1 AND NOT doomed RETURNING object"
 
 DELETE_UPLOAD = "DELETE FROM segment_upload WHERE object = $1"
 
@@ -84,7 +88,12 @@ async def write_moves(conn: Any, batch: Batch) -> None:
             await _add(conn, moved, move.add)
         await conn.execute(NEXT_GENERATION)
     for upload in batch.uploads:
-        await conn.execute(DELETE_UPLOAD if upload.done else INSERT_UPLOAD, upload.object)
+        if upload.state == "noted":
+            await conn.execute(NOTE_UPLOAD, upload.object, False)
+        elif upload.state == "gone":
+            await conn.execute(DELETE_UPLOAD, upload.object)
+        elif await conn.fetchval(DOOM_UPLOAD, upload.object) is None:
+            raise ValueError(f"object {upload.object} is in use now")
 
 
 async def _remove(conn: Any, moved: Moved) -> None:
@@ -108,7 +117,7 @@ async def _drop(conn: Any, move: Move) -> None:
     drop = move.drop
     if not await conn.fetchval(DELETE_SEGMENT, move.log, drop.object, drop.first, drop.last):
         raise ValueError(f"segment {drop.object} is no longer what it was")
-    await conn.execute(INSERT_UPLOAD, drop.object)
+    await conn.execute(NOTE_UPLOAD, drop.object, True)
 
 
 async def _add(conn: Any, moved: Moved, segment: Segment) -> None:
@@ -117,7 +126,8 @@ async def _add(conn: Any, moved: Moved, segment: Segment) -> None:
     rows = [(moved.streams[name], id, span.first, span.last) for name, span in spans]
     names = ("stream_id", "segment_id", "first", "last")
     await conn.copy_records_to_table("segment_stream", records=rows, columns=names)
-    await conn.execute(DELETE_UPLOAD, segment.object)
+    if await conn.fetchval(USE_UPLOAD, segment.object) is None:
+        raise ValueError(f"object {segment.object} was deleted meanwhile")
 
 
 _COLUMNS = (
@@ -151,4 +161,5 @@ async def archive_lock(dsn: str) -> AsyncIterator[None]:
             raise ArchiveBusy("another process is archiving", hint="try again later")
         yield
     finally:
-        conn.terminate()
+        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+            await conn.close(timeout=2)  # not cut off: the lock is to be free at once

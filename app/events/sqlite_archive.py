@@ -27,7 +27,11 @@ INSERT_SEGMENT_STREAM = """
     INSERT INTO segment_stream (stream_id, segment_id, first, last)
     VALUES (?, (SELECT id FROM segment WHERE object = ?), ?, ?)"""
 
-INSERT_UPLOAD = "INSERT OR IGNORE INTO segment_upload (object) VALUES (?)"
+NOTE_UPLOAD = "INSERT INTO segment_upload (object, doomed) VALUES (?, ?)"
+
+DOOM_UPLOAD = "UPDATE segment_upload SET doomed = 1 WHERE object = ?"
+
+USE_UPLOAD = "DELETE FROM segment_upload WHERE object = ? AND NOT doomed"
 
 DELETE_UPLOAD = "DELETE FROM segment_upload WHERE object = ?"
 
@@ -81,17 +85,19 @@ def write_moves(conn: Connection, batch: Batch) -> None:
             _add(conn, moved, moved.move.add)
         conn.execute(NEXT_GENERATION)
     for upload in batch.uploads:
-        conn.execute(DELETE_UPLOAD if upload.done else INSERT_UPLOAD, (upload.object,))
+        if upload.state == "noted":
+            conn.execute(NOTE_UPLOAD, (upload.object, False))
+        elif upload.state == "gone":
+            conn.execute(DELETE_UPLOAD, (upload.object,))
+        elif _changes(conn, DOOM_UPLOAD, [(upload.object,)]) != 1:
+            raise ValueError(f"object {upload.object} is in use now")
 
 
 def _remove(conn: Connection, moved: Moved) -> None:
     move = moved.move
     rows = [(move.log, p.seq, moved.streams[p.stream], p.version, p.opening) for p in move.remove]
-    if rows:
-        before = conn.execute(sql.TOTAL_CHANGES).fetchone()[0]
-        conn.executemany(DELETE_EVENT, rows)
-        if conn.execute(sql.TOTAL_CHANGES).fetchone()[0] - before != len(rows):
-            raise ValueError("an event to be archived is no longer what it was")
+    if rows and _changes(conn, DELETE_EVENT, rows) != len(rows):
+        raise ValueError("an event to be archived is no longer what it was")
 
 
 def _drop(conn: Connection, move: Move) -> None:
@@ -99,11 +105,9 @@ def _drop(conn: Connection, move: Move) -> None:
         return
     key = (move.log, move.drop.object, move.drop.first, move.drop.last)
     conn.execute(DELETE_SEGMENT_STREAMS, key)
-    before = conn.execute(sql.TOTAL_CHANGES).fetchone()[0]
-    conn.execute(DELETE_SEGMENT, key)
-    if conn.execute(sql.TOTAL_CHANGES).fetchone()[0] - before != 1:
+    if _changes(conn, DELETE_SEGMENT, [key]) != 1:
         raise ValueError(f"segment {move.drop.object} is no longer what it was")
-    conn.execute(INSERT_UPLOAD, (move.drop.object,))
+    conn.execute(NOTE_UPLOAD, (move.drop.object, True))
 
 
 def _add(conn: Connection, moved: Moved, segment: Segment) -> None:
@@ -115,7 +119,16 @@ def _add(conn: Connection, moved: Moved, segment: Segment) -> None:
             for name, span in segment.streams.items()
         ],
     )
-    conn.execute(DELETE_UPLOAD, (segment.object,))
+    if _changes(conn, USE_UPLOAD, [(segment.object,)]) != 1:
+        raise ValueError(f"object {segment.object} was deleted meanwhile")
+
+
+def _changes(conn: Connection, statement: str, rows: Sequence[Sequence[Any]]) -> int:
+    """Run a statement for each row; how many rows of the table it changed."""
+    before: int = conn.execute(sql.TOTAL_CHANGES).fetchone()[0]
+    conn.executemany(statement, rows)
+    after: int = conn.execute(sql.TOTAL_CHANGES).fetchone()[0]
+    return after - before
 
 
 def _row(moved: Moved, row: Row) -> tuple[Any, ...]:

@@ -26,7 +26,8 @@ CREATE INDEX segment_streams ON segment_stream (segment_id);
 
 -- Objects that no segment refers to: noted before they are stored, and when they are dropped.
 CREATE TABLE segment_upload (
-    object TEXT PRIMARY KEY
+    object TEXT    PRIMARY KEY,
+    doomed INTEGER NOT NULL          -- 1: it is being deleted, and no segment may begin to use it
 ) STRICT, WITHOUT ROWID;
 
 -- Counts the moves between `event` and segments, so that a reader notices one between two looks.

@@ -32,6 +32,7 @@ from app.events.codec import new
 from app.events.envelope import Event, NewEvent
 from app.events.logstore import LogStore
 from app.events.memory import MemoryStore
+from app.events.moves import Move
 from app.events.objects import DirectoryObjects, ObjectError, ObjectMissing
 from app.events.open import open_store
 from app.events.seal import head, seal_now
@@ -384,6 +385,46 @@ async def test_a_row_that_changes_meanwhile_stays(
     monkeypatch.undo()
     await put(store, "thread/z", new(c.ThreadRenamed(title="the writer lives on")))
     assert (await archive_streamed(store, before=FUTURE)).events == 20
+
+
+async def test_an_object_that_somebody_swept_is_not_used(
+    store: LogStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the right to archive was lost with its connection, and another node took over."""
+    await answer(store, "a")
+    before = await everything(store)
+    move = store.move
+
+    async def late(op: Move) -> Appended:
+        await sweep(store)
+        return await move(op)
+
+    monkeypatch.setattr(store, "move", late)
+    with pytest.raises(StoreError, match="was deleted meanwhile; nothing was moved"):
+        await archive_streamed(store, before=FUTURE)
+    assert await hot(store) == len(before)
+    assert await store.uploads() == []
+    monkeypatch.undo()
+    assert (await archive_streamed(store, before=FUTURE)).events == 20
+
+
+async def test_an_object_in_use_is_not_swept(
+    store: LogStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a sweeper looked before another node's move was committed."""
+    await answer(store, "a")
+    before = await everything(store)
+    done = await archive_streamed(store, before=FUTURE)
+
+    async def uploads() -> list[str]:
+        return done.segments
+
+    monkeypatch.setattr(store, "uploads", uploads)
+    assert await sweep(store) == []
+    monkeypatch.undo()
+    assert await store.uploads() == []
+    await forget(store)
+    assert (await everything(store))[: len(before)] == before
 
 
 async def test_one_at_a_time(open_log: Open) -> None:
