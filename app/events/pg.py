@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
 from typing import Any
 
 import asyncpg
@@ -13,7 +12,7 @@ from app.errors import EverlogError, InputError, StartupError
 from app.events.store import StoreError
 from app.events.url import parse_url
 
-__all__ = ["ERRORS", "MINIMUM", "connect", "is_transient", "startup_error", "store_error"]
+__all__ = ["ERRORS", "MINIMUM", "close", "connect", "is_transient", "startup_error", "store_error"]
 
 MINIMUM = 150_000
 """Oldest server version that works."""
@@ -67,6 +66,14 @@ async def connect(dsn: str, **settings: str) -> Any:
         raise InputError(str(error), field="database.url") from error
 
 
+async def close(conn: Any) -> None:
+    """Close a connection, politely if the server answers."""
+    try:
+        await conn.close(timeout=2)
+    except ERRORS:
+        conn.terminate()
+
+
 def is_transient(error: BaseException) -> bool:
     """Whether the same may work in a moment: the server is away, busy, or starting."""
     if isinstance(error, asyncpg.PostgresError):
@@ -116,7 +123,3 @@ def _hint(error: BaseException) -> str | None:
 def quoted(name: str) -> str:
     """An SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
-
-
-#: For annotations: what runs on a connection.
-Work = Callable[[Any], Any]

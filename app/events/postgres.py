@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, TypeVar
 
 import asyncpg
@@ -30,8 +30,9 @@ from app.events.postgres_archive import archive_lock
 from app.events.postgres_call import Call, Guarded, Names
 from app.events.postgres_exclusive import write_planned
 from app.events.postgres_queue import claims, expiries
-from app.events.postgres_reading import Backoff, PostgresReading
+from app.events.postgres_reading import PostgresReading
 from app.events.postgres_tail import Listener, Notifier, Tail, channel_of
+from app.events.postgres_writing import WritingConnection
 from app.events.queue import Request
 from app.events.store import (
     Append,
@@ -56,9 +57,6 @@ MOST_EVENTS = 4_000
 CALL_SECONDS = 60.0
 """After so long without an answer the connection counts as lost."""
 
-CLOSE_SECONDS = 5.0
-"""How long closing waits for a database that is away."""
-
 HOUR = 3600 * 10**9
 WEEK = 7 * 24 * HOUR
 MAX_VERSIONS = 65_536
@@ -82,15 +80,14 @@ class PostgresStore(LogStore):
         writer = GroupCommit(self._commit, idle=self._tidy)
         super().__init__(self._reading, feed, writer, writable=not read_only)
         self._dsn = dsn
-        self._commits = "on" if synchronous == "full" else "off"
+        settings = {"synchronous_commit": "on" if synchronous == "full" else "off"}
+        self._connection = WritingConnection(dsn, settings, self._check_log)
         self._clock = clock or time.time_ns
         self._leases = clock  # None: leases run on the server's clock
         self._tail = Tail(self._reading, self._feed, self._note_versions)
         self._versions: dict[str, int] = {}
-        self._conn: Any = None
         self._id, self._number = uuid7(), 0
         self._last_time = self._pruned = 0
-        self._closing_at: float | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     # ------------------------------------------------------------------- opening and closing
@@ -160,7 +157,7 @@ class PostgresStore(LogStore):
         """Finish what was accepted, then close. Waiters and followers get `StoreClosed`."""
         if self._closed:
             return
-        self._closing_at = time.monotonic()
+        self._connection.give_up_soon()
         if self._writable:
             await self._writer.aclose()
         self._closed = True
@@ -168,8 +165,7 @@ class PostgresStore(LogStore):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._feed.wake(None)
-        if self._conn is not None:
-            self._conn.terminate()
+        await self._connection.aclose()
         await self._reading.aclose()
 
     # ------------------------------------------------------------------------------ writing
@@ -178,7 +174,7 @@ class PostgresStore(LogStore):
         """See `LogStore.adopt`."""
         self._refuse_unless_writable()
         new, statement = incarnation or uuid7(), sql.ADOPT_IF_EMPTY if incarnation else sql.ADOPT
-        if await self._insist(lambda conn: conn.fetchval(statement, new)) is None:
+        if await self._connection.run(lambda conn: conn.fetchval(statement, new)) is None:
             raise StoreError("the log has events, and its own incarnation")
         self.incarnation = new
         return new
@@ -266,7 +262,7 @@ class PostgresStore(LogStore):
                 answer = await conn.fetchval(sql.APPEND_BATCH, *arguments, timeout=CALL_SECONDS)
             return str(answer)
 
-        outcomes, events = call.outcomes(await self._insist(work))
+        outcomes, events = call.outcomes(await self._connection.run(work))
         if events:
             if len(self._versions) >= MAX_VERSIONS:
                 self._versions = {}
@@ -284,67 +280,40 @@ class PostgresStore(LogStore):
                 )
                 return rows
 
-        rows = await self._insist(work)
+        rows = await self._connection.run(work)
         return [Fence(id, epoch) for id, epoch, _ in sorted(rows, key=lambda row: row[2])]
 
     async def _peek(self, statement: str, *args: Any) -> list[Request]:
-        rows = await self._insist(lambda conn: conn.fetch(statement, *args))
+        rows = await self._connection.run(lambda conn: conn.fetch(statement, *args))
         return [Request(*row) for row in rows]
 
     async def _exclusive(self, op: Op) -> object:
         """Plan an operation here, with the append lock held: for the rare ones."""
-        batch = await self._insist(lambda conn: write_planned(conn, op, self._clock()), once=True)
+        batch = await self._connection.run(
+            lambda conn: write_planned(conn, op, self._clock()), once=True
+        )
         if batch.erased:  # whoever awaits this must not read what the ring still holds
             self._feed.reset(self._tail.position + 1)
         self._tail.ring()
         self._notifier.ring(self._tail.position)
         return batch.results[0]
 
-    async def _insist(self, work: Callable[[Any], Awaitable[T]], *, once: bool = False) -> T:
-        """Run something on the writing connection until the database has answered.
+    async def _check_log(self, conn: Any) -> None:
+        """Refuse a database that no longer holds what this process has seen.
 
         Raises:
-            StoreError: It refused, or stays away while the store closes; or ``once``.
-            ValueError: Values cannot be stored.
+            StoreError: It does not.
 
         """
-        backoff = Backoff()
-        while True:
-            try:
-                if self._conn is None or self._conn.is_closed():
-                    self._conn = await self._connect()
-                return await work(self._conn)
-            except asyncpg.DataError as error:
-                raise ValueError(f"an event cannot be stored: {error}") from error
-            except pg.ERRORS as error:
-                if once or not pg.is_transient(error):
-                    raise pg.store_error(error) from error
-                self._drop_unless_usable(error)
-                closing = self._closing_at
-                if closing is not None and time.monotonic() > closing + CLOSE_SECONDS:
-                    raise pg.store_error(error) from error
-                log.warning("the log's database is away, trying again: %s", error)
-            await backoff.wait()
-
-    def _drop_unless_usable(self, error: BaseException) -> None:
-        """After anything but an answer of the server nobody knows what the connection is at."""
-        if self._conn is not None and not isinstance(error, asyncpg.PostgresError):
-            self._conn.terminate()
-            self._conn = None
-
-    async def _connect(self) -> Any:
-        conn = await pg.connect(self._dsn, synchronous_commit=self._commits)
         self._versions = {}  # after a failover the log may end earlier than we knew
         incarnation = await conn.fetchval(sql.SELECT_LOG_ROW)
         head = await conn.fetchval(sql.SELECT_HEAD)
         if incarnation != self.incarnation or head < self._tail.position:
-            conn.terminate()
             raise StoreError(
                 f"the database holds another log now, or an older one: it ends at {head}, and "
                 f"event {self._tail.position} has been seen",
                 hint="after a restore: everlog migrate --new-incarnation; then restart",
             )
-        return conn
 
     def _lease_clock(self) -> int | None:
         return None if self._leases is None else self._leases()
@@ -429,5 +398,4 @@ async def _prepare(dsn: str, *, read_only: bool) -> tuple[str, str]:
             raise StartupError("the database has no log", hint="run: everlog migrate")
         return str(incarnation), str(await conn.fetchval("SELECT current_schema()"))
     finally:
-        with contextlib.suppress(Exception):
-            await conn.close(timeout=2)
+        await pg.close(conn)

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from app.events import pg
 from app.events.envelope import Event
 from app.events.feed import Feed
 from app.events.postgres_reading import Backoff, PostgresReading
@@ -157,7 +158,7 @@ class Listener:
                     backoff = Backoff()
                     await self._probe(conn)
                 finally:
-                    conn.terminate()
+                    await asyncio.shield(pg.close(conn))
             except asyncio.CancelledError:
                 raise
             except Exception as error:
