@@ -118,8 +118,3 @@ _HINTS: tuple[tuple[type[BaseException], str], ...] = (
 
 def _hint(error: BaseException) -> str | None:
     return next((hint for kind, hint in _HINTS if isinstance(error, kind)), None)
-
-
-def quoted(name: str) -> str:
-    """An SQL identifier."""
-    return '"' + name.replace('"', '""') + '"'
