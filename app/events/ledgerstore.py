@@ -33,7 +33,14 @@ WEEK = 7 * 24 * 3600 * 10**9
 
 
 class LedgerStore(LogStore):
-    """A log over a backend that keeps rows."""
+    """A log over a backend that keeps rows.
+
+    Attributes:
+        exclusive: No other process can write: who does not beat here does not beat at all.
+
+    """
+
+    exclusive = True
 
     def __init__(
         self,

@@ -122,6 +122,8 @@ class Presence:
                 told = True
             del others
             await asyncio.sleep(min(self._lease / 5, 1.0))
+        if getattr(self._store, "exclusive", False):
+            self._steady -= 2 * self._lease  # nobody else is to be waited for
         self._sure.set()
 
     async def run(self, regained: Callable[[], Awaitable[None]] | None = None) -> None:

@@ -315,6 +315,17 @@ async def test_a_run_whose_beginning_was_not_known_to_be_written_is_ended(
     assert len(started) == 2
 
 
+async def test_a_file_has_one_process_so_all_others_are_gone(tmp_path: Path, thread: str) -> None:
+    """Under another name after a restart (another port), what was left is ended at once."""
+    url = f"sqlite:///{tmp_path / 'log.db'}"
+    app = app_of(on_message=slow)
+    async with open_store(url) as store, serving(store, app, node="old") as chat:
+        await chat.post(thread, "4000")
+    async with open_store(url) as store, serving(store, app, node="new") as chat:
+        state = await chat.settled(thread, seconds=2)
+    assert [r.status for r in state.runs] == ["interrupted"]
+
+
 # --------------------------------------------------------------------------------- names
 
 
