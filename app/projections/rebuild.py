@@ -21,7 +21,7 @@ from app.events.envelope import Event
 from app.events.ids import uuid7
 from app.events.store import EventStore
 from app.projections import ledger
-from app.projections.database import Connection, Trouble, Where
+from app.projections.database import Connection, Trouble, Where, is_postgres
 from app.projections.folding import Refused, fold, read
 from app.projections.projection import Projection
 from app.projections.rows import Rows
@@ -70,7 +70,8 @@ async def rebuild(
         Trouble: The database of the read models is away, or full. So it does then.
 
     """
-    filler, pages = _Filler(where, projections, store.incarnation), _Pages(store)
+    filler = _Filler(where, projections, store.incarnation)
+    pages = _Pages(store, ahead=is_postgres(where))
     collecting = _collect_seldom()
     try:
         await in_thread(filler.begin)
@@ -121,17 +122,22 @@ async def _swap(store: EventStore, filler: _Filler) -> None:
 
 
 class _Pages:
-    """Pages of the log; the next is fetched while one is folded."""
+    """Pages of the log; with ``ahead`` the next is fetched while one is folded.
 
-    def __init__(self, store: EventStore) -> None:
+    That is worth it when a server does the fetching. SQLite would do it in this process, where
+    the two threads take the interpreter from each other at every row.
+    """
+
+    def __init__(self, store: EventStore, *, ahead: bool) -> None:
         self._store = store
+        self._ahead = ahead
         self._coming: asyncio.Task[list[Event]] | None = None
 
     async def next(self, after: int) -> list[Event]:
         """Return the page past ``after``, where the one before ended."""
         coming, self._coming = self._coming, None
         events = await (coming or self._store.fetch(after=after, limit=BATCH))
-        if events:
+        if events and self._ahead:
             more = self._store.fetch(after=events[-1].seq, limit=BATCH)
             self._coming = asyncio.create_task(more)
         return events
