@@ -218,6 +218,8 @@ def _add(answer: Answer, claim: Claimed, payload: RequestQueued) -> Add:
         queued=claim.queued.time / 1e9,
         deadline=None if payload.deadline is None else payload.deadline / 1e9,
         salt=payload.salt,
+        tools=payload.tools,
+        template=payload.template,
     )
 
 

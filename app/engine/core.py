@@ -148,7 +148,7 @@ class Core:
         """
         if add.messages is not None:
             try:  # a template may make a prompt of nothing; nobody asked for that
-                prompt = self.runner.template.encode(add.messages) if add.messages else []
+                prompt = self._rendered(add)
             except InputError:
                 raise
             except Exception as error:  # a template is code that came with the model
@@ -167,6 +167,16 @@ class Core:
         if not prompt:
             raise InputError("must not be empty", field=field)
         return prompt
+
+    def _rendered(self, add: Add) -> list[int]:
+        if not add.messages:
+            return []
+        variables = dict(add.template)
+        begin = bool(variables.pop("add_generation_prompt", True))
+        given = {k: v for k, v in variables.items() if k not in ("self", "messages", "tools")}
+        return self.runner.template.encode(
+            add.messages, tools=add.tools, add_generation_prompt=begin, **given
+        )
 
     def _step(self) -> None:
         works = self.scheduler.schedule(time.time())

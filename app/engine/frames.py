@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from app.engine.sampling import SamplingParams
@@ -80,6 +82,8 @@ class Add(_Frame, frozen=True, kw_only=True):
     queued: float = 0.0
     deadline: float | None = None
     salt: str | None = None
+    tools: list[dict[str, Any]] | None = None
+    template: dict[str, Any] = {}
 
 
 class Cancel(_Frame, frozen=True, kw_only=True):

@@ -23,8 +23,9 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from app.engine.tokenizer import Tokenizer
+from app.engine.tools import knows_tools, spelled_out
 from app.errors import InputError, StartupError
-from app.events.catalogue import ChatMessage
+from app.events.catalogue import ChatMessage, ToolCall
 
 __all__ = ["ChatTemplate"]
 
@@ -65,7 +66,7 @@ class ChatTemplate:
                 refuses the messages.
 
         """
-        plain = [_as_dict(m, i) for i, m in enumerate(messages)]
+        plain, tools = self._prepare(messages, tools)
         return self._render(plain, tools, add_generation_prompt, kwargs)
 
     def encode(
@@ -82,7 +83,7 @@ class ChatTemplate:
             InputError: as ``render``.
 
         """
-        plain = [_as_dict(m, i) for i, m in enumerate(messages)]
+        plain, tools = self._prepare(messages, tools)
         guard = _unused(plain, tools)
         guarded = [self._guard(m, guard) for m in plain]
         safe_tools = None if tools is None else [self._guard(t, guard) for t in tools]
@@ -92,6 +93,15 @@ class ChatTemplate:
         return self._encode_guarded(text, guard)
 
     # ------------------------------------------------------------------------- rendering
+
+    def _prepare(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None
+    ) -> tuple[list[dict[str, Any]], Sequence[Mapping[str, Any]] | None]:
+        """Messages as dicts; tools become text if the template does not know of them."""
+        plain = [_as_dict(m, i) for i, m in enumerate(messages)]
+        if knows_tools(self.source):
+            return plain, tools
+        return spelled_out(plain, tools), None
 
     def _render(
         self,
@@ -107,14 +117,15 @@ class ChatTemplate:
                 hint="Send plain text instead, or use a model tuned for chat.",
             )
         try:
-            text: str = self._compiled.render(
-                **self._tokenizer.named,
-                messages=messages,
-                tools=tools,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
+            given: dict[str, Any] = {
                 **kwargs,
-            )
+                **self._tokenizer.named,
+                "messages": messages,
+                "tools": tools,
+                "documents": None,
+                "add_generation_prompt": add_generation_prompt,
+            }
+            text: str = self._compiled.render(given)
             return text
         except TemplateError as error:
             raise InputError(
@@ -179,6 +190,10 @@ def _as_dict(message: Message, index: int) -> dict[str, Any]:
         plain: dict[str, Any] = {"role": message.role, "content": message.content}
         if message.name is not None:
             plain["name"] = message.name
+        if message.tool_calls:
+            plain["tool_calls"] = [_call(call) for call in message.tool_calls]
+        if message.tool_call_id is not None:
+            plain["tool_call_id"] = message.tool_call_id
     else:
         plain = dict(message)
     role = plain.get("role")
@@ -188,6 +203,11 @@ def _as_dict(message: Message, index: int) -> dict[str, Any]:
             field=f"messages[{index}].role",
         )
     return plain
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
 
 
 def _unused(*values: Any) -> str:

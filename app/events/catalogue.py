@@ -73,12 +73,26 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     decode_ms: float = 0.0
 
 
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A tool that the model asked for in an earlier turn."""
+
+    id: str
+    name: str
+    arguments: dict[str, Any] = {}
+
+
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One turn of a prompt as a chat template takes it."""
+    """One turn of a prompt as a chat template takes it.
+
+    ``tool_calls`` is what an assistant asked for; a turn of the role ``tool`` answers the one
+    named by ``tool_call_id``.
+    """
 
     role: str
     content: str
     name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -345,6 +359,8 @@ class RequestQueued(Payload, frozen=True, kw_only=True):
     Either ``messages`` (rendered by the model's own chat template), ``text`` (a raw prompt) or
     ``prompt`` (token ids) is given. ``model`` None means the worker's model. ``deadline`` is
     nanoseconds since the epoch. A larger ``priority`` runs earlier. ``params.seed`` is always set.
+    ``tools`` (in OpenAI's form) and ``template`` (variables by name) go to the chat template.
+    ``metadata`` says how the request came and what its sender wants to find again with it.
     """
 
     request: str
@@ -356,6 +372,9 @@ class RequestQueued(Payload, frozen=True, kw_only=True):
     priority: int = 0
     deadline: int | None = None
     salt: str | None = None
+    tools: list[dict[str, Any]] | None = None
+    template: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
 
 
 @event("request.claimed")
@@ -526,6 +545,33 @@ class UserLogout(Payload, frozen=True, kw_only=True):
     """A user logged out."""
 
     user: str
+
+
+@event("key.created")
+class KeyCreated(Payload, frozen=True, kw_only=True):
+    """An API key was made. Stream ``keys``.
+
+    The key is shown to its owner once; the log has only ``hash``, the SHA-256 (hex) of it. It holds
+    256 random bits, which nobody can guess, so the hash needs neither salt nor slowness. ``rate``
+    is requests a minute, ``concurrency`` requests at once, ``expires`` nanoseconds since the epoch;
+    None is no limit. ``user`` is whose conversations the key opens; None: its own.
+    """
+
+    key: str
+    name: str
+    hash: str
+    scopes: list[str]
+    rate: float | None = None
+    concurrency: int | None = None
+    expires: int | None = None
+    user: str | None = None
+
+
+@event("key.revoked")
+class KeyRevoked(Payload, frozen=True, kw_only=True):
+    """An API key is of no use any more, for ever. Stream ``keys``."""
+
+    key: str
 
 
 @event("log.sealed")

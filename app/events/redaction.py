@@ -45,7 +45,14 @@ RULES: dict[type[msgspec.Struct], dict[str, Any]] = {
     c.ErrorInfo: {"kind": KEEP, "message": MARK, "traceback": None},
     c.Usage: {"prompt_tokens": KEEP, "completion_tokens": KEEP, "cached_tokens": KEEP},
     c.Timings: {"queue_ms": KEEP, "prefill_ms": KEEP, "decode_ms": KEEP},
-    c.ChatMessage: {"role": KEEP, "content": MARK, "name": None},
+    c.ToolCall: {"id": KEEP, "name": MARK, "arguments": {}},
+    c.ChatMessage: {
+        "role": KEEP,
+        "content": MARK,
+        "name": None,
+        "tool_calls": Within(c.ToolCall),
+        "tool_call_id": KEEP,
+    },
     c.SamplingParams: {
         **dict.fromkeys(msgspec.structs.asdict(c.SamplingParams()), KEEP),
         "stop": [],
@@ -119,6 +126,9 @@ RULES: dict[type[msgspec.Struct], dict[str, Any]] = {
         "priority": KEEP,
         "deadline": KEEP,
         "salt": None,
+        "tools": [],
+        "template": {},
+        "metadata": {},
     },
     c.RequestClaimed: {"request": KEEP, "epoch": KEEP, "worker": KEEP},
     c.RequestStarted: {
@@ -178,6 +188,11 @@ RULES: dict[type[msgspec.Struct], dict[str, Any]] = {
     c.UserCreated: {"user": KEEP, "name": None},
     c.UserLogin: {"user": KEEP},
     c.UserLogout: {"user": KEEP},
+    # a key's name is the actor of events, as a user's id is
+    c.KeyCreated: dict.fromkeys(
+        ("key", "name", "hash", "scopes", "rate", "concurrency", "expires", "user"), KEEP
+    ),
+    c.KeyRevoked: {"key": KEEP},
     # the log's own facts prove the rest: they hold no content and stay as they are
     c.LogSealed: {
         "first": KEEP,
