@@ -170,3 +170,5 @@ def configure_logging(config: LogConfig) -> None:
     logging.basicConfig(handlers=[handler], level=config.level.upper(), force=True)
     for noisy in ("uvicorn.error", "websockets", "watchfiles", "asyncio"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.root.level))
+    # Of a database that is away we tell ourselves, and in one line.
+    logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)
