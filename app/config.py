@@ -45,6 +45,10 @@ class ServerConfig(_Section, frozen=True, kw_only=True):
     lease_seconds: Annotated[
         float, _doc("How long a silent process counts as alive; then others take over.", ge=1)
     ] = 10.0
+    auth: Annotated[
+        Literal["auto", "required", "off"],
+        _doc("Whether an API key is needed; auto: unless host is a loopback address."),
+    ] = "auto"
 
 
 class DatabaseConfig(_Section, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ from app.chat.run import Job, Run, Shared
 from app.errors import EverlogError
 from app.events.catalogue import RunInterrupted, RunResumed, ThreadCreated
 from app.events.codec import new
-from app.events.envelope import NewEvent, thread_stream
+from app.events.envelope import NewEvent, actor_of, thread_stream
 from app.events.lifecycle import TERMINAL
 from app.events.store import (
     ANY,
@@ -130,7 +130,7 @@ class ThreadJobs:
         expected = state.version if first else ANY
         if state.version == 0:
             expected = 0
-            created = new(ThreadCreated(owner=user), actor=f"user:{user}", cause=command)
+            created = new(ThreadCreated(owner=user), actor=actor_of(user), cause=command)
             events = [created, *events]
         events = [*events, *(job.started(self._shared) for job in first)]
         if not events:

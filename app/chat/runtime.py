@@ -32,7 +32,7 @@ from app.config import ChatConfig, StreamConfig
 from app.errors import EverlogError, InputError
 from app.events.catalogue import MessageFeedback, RunResumed, ThreadDeleted, ThreadRenamed
 from app.events.codec import decode, new
-from app.events.envelope import Event
+from app.events.envelope import Event, actor_of
 from app.events.follow import following
 from app.events.presence import Presence
 from app.events.store import EventStore, StoreClosed
@@ -192,7 +192,7 @@ class Runtime:
         async with runs.lock:
             await runs.allowed(user)
             event = ThreadRenamed(title=command.title.strip())
-            return await runs.append(command.id, new(event, actor=f"user:{user}", cause=command.id))
+            return await runs.append(command.id, new(event, actor=actor_of(user), cause=command.id))
 
     async def delete(self, command: DeleteCommand, user: str) -> Ack:
         """Stop the thread and hide it; ``on_chat_end`` is called. Deleting twice is no error."""
@@ -201,7 +201,7 @@ class Runtime:
             state = await runs.refresh()
             if not (state.deleted and state.owner == user):
                 await runs.allowed(user)
-            event = new(ThreadDeleted(), actor=f"user:{user}", cause=command.id)
+            event = new(ThreadDeleted(), actor=actor_of(user), cause=command.id)
             ack = await runs.halt(command.id, user, also=[] if state.deleted else [event])
             self._end_chat(runs)
             return ack
@@ -217,7 +217,7 @@ class Runtime:
             event = MessageFeedback(
                 message=command.message, value=command.value, comment=command.comment
             )
-            return await runs.append(command.id, new(event, actor=f"user:{user}", cause=command.id))
+            return await runs.append(command.id, new(event, actor=actor_of(user), cause=command.id))
 
     # ---------------------------------------------------------------------- connections
 

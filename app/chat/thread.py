@@ -16,7 +16,7 @@ from app.events.catalogue import (
     RunStopped,
 )
 from app.events.codec import new
-from app.events.envelope import NewEvent
+from app.events.envelope import NewEvent, actor_of
 from app.events.ids import uuid7
 from app.events.lifecycle import TERMINAL
 from app.events.store import (
@@ -78,7 +78,7 @@ class ThreadRuns(ThreadJobs):
             opening = self._opening(state)
             job = Job("on_message", _posted(message))
             jobs = [*opening, job]
-            events = [new(message, actor=f"user:{user}", cause=command.id)]
+            events = [new(message, actor=actor_of(user), cause=command.id)]
             outcome = await self._begin(user, events, jobs, command=command.id)
             if isinstance(outcome, Conflict):
                 continue  # another process wrote to the thread; look again
@@ -151,7 +151,7 @@ class ThreadRuns(ThreadJobs):
         store = self._shared.store
         while True:
             state = await self.refresh()
-            actor = f"user:{user}"
+            actor = actor_of(user)
             events = [
                 new(RunStopped(run=run.id), actor=actor, run=run.id, cause=command)
                 for run in state.runs

@@ -9,6 +9,7 @@ from app.cli import (
     conversations,
     copy,
     doctor,
+    keys,
     log,
     maintenance,
     models,
@@ -23,6 +24,6 @@ __all__ = ["everlog", "main"]
 
 # Importing a module of commands registers them.
 _COMMANDS = (
-    *(serve, worker, ask, conversations, log, maintenance, archive, copy, backup, redact),
+    *(serve, worker, keys, ask, conversations, log, maintenance, archive, copy, backup, redact),
     *(models, settings, doctor),
 )

@@ -41,6 +41,7 @@ ORDER = (
     *(
         "serve",
         "worker",
+        "keys",
         "ask",
         "threads",
         "show",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-__all__ = ["Event", "NewEvent", "request_stream", "thread_of", "thread_stream"]
+__all__ = ["Event", "NewEvent", "actor_of", "request_stream", "thread_of", "thread_stream"]
 
 
 class NewEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -34,7 +34,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         type: Name in the catalogue, such as ``message.posted``.
         schema: Version of the payload's shape; upcasters lift old ones on reading.
         time: Nanoseconds since the epoch, writer's clock; never used for ordering.
-        actor: ``user:<id>``, ``handler:<name>``, ``engine:<worker>`` or ``system``.
+        actor: ``user:<id>``, ``key:<name>``, ``handler:<name>``, ``engine:<worker>`` or
+            ``system``.
         request: Id of the engine request it belongs to, if any.
         run: Id of the run it belongs to, if any.
         cause: Command id, or decimal ``seq``, of what led to it, if known.
@@ -69,3 +70,8 @@ def thread_of(stream: str) -> str | None:
     """Id of the conversation a stream holds, or None for other streams."""
     kind, _, name = stream.partition("/")
     return name if kind == "thread" else None
+
+
+def actor_of(user: str) -> str:
+    """Actor of what a user does: ``user:<id>``; the id of an API key's user is an actor itself."""
+    return user if user.startswith("key:") else f"user:{user}"

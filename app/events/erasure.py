@@ -18,7 +18,7 @@ import msgspec
 from app.errors import EverlogError, InputError
 from app.events.archive import restore
 from app.events.codec import PayloadError, decode
-from app.events.envelope import Event, thread_of, thread_stream
+from app.events.envelope import Event, actor_of, thread_of, thread_stream
 from app.events.leaf import inner
 from app.events.logstore import LogStore
 from app.events.ops import Erasure
@@ -89,7 +89,7 @@ async def plan_user(store: LogStore, user: str, progress: Progress | None = None
 
     """
     plan, head = Plan(), await store.head()
-    actor, own, seen = f"user:{user}", {f"user/{user}"}, False
+    actor, own, seen = actor_of(user), {f"user/{user}"}, False
     async for event in store.read(until=head):
         if _begins(event, user, actor):
             own.add(event.stream)

@@ -24,6 +24,7 @@ from app.events.store import EventStore, StoreClosed, StoreError
 from app.projections import state as projection
 from app.transport import protocol as wire
 from app.transport.access import LOCAL, Owners
+from app.transport.auth import Auth, Denied, Principal, bearer
 from app.transport.items import Delivery, ItemCache
 from app.transport.protocol import CloseCode, FrameError, encode
 from app.transport.socket import Socket
@@ -47,15 +48,20 @@ class Edge:
         self,
         store: EventStore,
         runtime: Runtime,
+        auth: Auth,
         welcome: Callable[[str], wire.Welcome],
         standing: Callable[[], wire.Notice | None] = lambda: None,
     ) -> None:
         self.store = store
         self.runtime = runtime
+        self.auth = auth
         self.welcome = welcome
         self.standing = standing
         self.owners = Owners(store)
         self.cache = ItemCache()
+        self.behind: dict[Delivery, None] = {}
+        """The followers that have not caught up."""
+        self.followers = 0
 
     async def serve(self, socket: Socket) -> None:
         """Talk to one client until it is gone."""
@@ -68,7 +74,7 @@ class Connection:
     def __init__(self, socket: Socket, edge: Edge) -> None:
         self._socket = socket
         self._edge = edge
-        self._user = LOCAL
+        self._principal = Principal(name=LOCAL)
         self._opened: dict[str, asyncio.Task[None]] = {}
         self._bad = 0.0
         self._bad_since = 0.0
@@ -77,6 +83,17 @@ class Connection:
         """Greet, then take frames until the socket closes."""
         if not await self._greet():
             return
+        with self._edge.auth.present(self._principal, self._expelled):
+            await self._serve()
+
+    @property
+    def _user(self) -> str:
+        return self._principal.user
+
+    def _expelled(self) -> None:
+        self._socket.dismiss(CloseCode.KEY, "this API key is of no use any more")
+
+    async def _serve(self) -> None:
         async with asyncio.TaskGroup() as group:
             try:
                 while True:
@@ -105,6 +122,13 @@ class Connection:
             return False
         if frame.protocol != wire.PROTOCOL:
             await self._socket.close(CloseCode.PROTOCOL, f"this server speaks {wire.PROTOCOL}")
+            return False
+        try:
+            auth = self._edge.auth
+            self._principal = auth.identify(frame.token or bearer(self._socket.authorization))
+            auth.check(self._principal, "chat")
+        except Denied as denied:
+            await self._socket.close(CloseCode.KEY, denied.message)
             return False
         await self._socket.write(encode(self._edge.welcome(self._user)))
         self._socket.user = self._user
@@ -165,12 +189,16 @@ class Connection:
     async def _command(self, frame: wire.Command) -> None:
         """Carry out a command; exactly one ``ack`` or ``refuse`` answers it."""
         try:
+            if isinstance(frame, wire.Post):
+                self._edge.auth.spend(self._principal)
             ack = await _carry_out(self._edge.runtime, frame, self._user)
         except InputError as error:
             text = error.message.removeprefix(f"{error.field}: ")
             return await self._refuse("bad_field", text, field=error.field, id=frame.id)
         except Refused as error:
             return await self._refuse(error.code, error.message, id=frame.id)
+        except Denied as error:
+            return await self._refuse("limit", error.message, id=frame.id)
         except EverlogError as error:
             return await self._refuse("internal", error.message, id=frame.id)
         except ConnectionClosed:
@@ -224,9 +252,12 @@ class Connection:
 
     async def _follow(self, frame: wire.Open) -> None:
         """Send a thread's events after the client's cursor, for ever."""
+        delivery: Delivery | None = None
+        self._edge.followers += 1
         try:
             cursor = await self._start(frame)
-            await self._pump(Delivery(frame.thread, cursor, self._edge.cache))
+            delivery = Delivery(frame.thread, cursor, self._edge.cache)
+            await self._pump(delivery)
         except (ConnectionClosed, StoreClosed):
             pass
         except StoreError as error:  # the client comes again, from where it was
@@ -235,6 +266,10 @@ class Connection:
         except Exception:
             log.exception("Following thread %s failed", frame.thread)
             await self._socket.close(CloseCode.INTERNAL, "internal error")
+        finally:
+            self._edge.followers -= 1
+            if delivery is not None:
+                self._edge.behind.pop(delivery, None)
 
     async def _start(self, frame: wire.Open) -> int:
         """Return the version to go on after; a cursor that means nothing here is reset."""
@@ -256,7 +291,8 @@ class Connection:
 
     async def _pump(self, delivery: Delivery) -> None:
         store, write = self._edge.store, self._socket.write
-        stream = thread_stream(delivery.thread)
+        stream, behind = thread_stream(delivery.thread), self._edge.behind
+        behind[delivery] = None
         live = False
         while True:
             events = await store.fetch(after=delivery.cursor, stream=stream, limit=FETCH)
@@ -264,7 +300,9 @@ class Connection:
                 if not live:
                     live = True
                     await write(encode(wire.Live(thread=delivery.thread, version=delivery.cursor)))
+                behind.pop(delivery, None)
                 await store.wait(after=delivery.cursor, stream=stream)
+                behind[delivery] = None
                 continue
             if delivery.cursor == 0 and not await self._edge.owners.allows(
                 delivery.thread, self._user

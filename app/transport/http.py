@@ -19,7 +19,10 @@ from app.events.envelope import thread_stream
 from app.events.store import EventStore
 from app.projections import state as projection
 from app.projections.views import Views
-from app.transport.access import LOCAL, Owners
+from app.transport import keys_api
+from app.transport.access import Owners
+from app.transport.auth import Auth, authenticate
+from app.transport.door import Door
 from app.transport.items import ItemCache
 from app.transport.origin import Gate
 from app.transport.problem import HANDLERS, number, problem
@@ -72,6 +75,11 @@ class Source(Protocol):
         ...
 
     @property
+    def auth(self) -> Auth:
+        """Who may come in."""
+        ...
+
+    @property
     def cache(self) -> ItemCache:
         """Encoded items."""
         ...
@@ -101,11 +109,12 @@ def application(source: Source, gate: Gate, files: StaticFiles | None = None) ->
         ("/api/threads/{thread}/timeline", api.timeline),
         ("/api/threads/{thread}/events", api.events),
     ]
+    pages = [Route(path, endpoint, methods=["GET"]) for path, endpoint in routes]
     app = Starlette(
-        routes=[Route(path, endpoint, methods=["GET"]) for path, endpoint in routes],
+        routes=[*pages, *keys_api.routes(source.auth, source.store)],
         exception_handlers=HANDLERS,
     )
-    return _Guard(app, gate)
+    return _Guard(Door(app, source.auth, gate), gate)
 
 
 class _Guard:
@@ -175,14 +184,15 @@ class _Api:
         limit = number(request, "limit", 50, least=1, most=200)
         before = number(request, "before", 0) or None
         search = request.query_params.get("search") or None
+        user = (await authenticate(request)).user
         head = await self._store.head()
-        tag = f'"{self._store.incarnation}-{head}"'
+        tag = f'"{self._store.incarnation}-{head}-{user}"'
         unchanged = _unchanged(request, tag)
         if unchanged is not None:
             return unchanged
         current = await self._reached(head)
         rows = await self._source.views.threads(
-            owner=self._user(request), limit=limit, before=before, search=search
+            owner=user, limit=limit, before=before, search=search
         )
         more = rows[-1].seq if len(rows) == limit else None
         return _json({"items": rows, "next": more}, tag=tag if current else None)
@@ -226,14 +236,11 @@ class _Api:
             return False
         return True
 
-    def _user(self, request: Request) -> str:
-        return LOCAL
-
     async def _authorize(self, request: Request) -> str:
         """Return the thread a request is about, if it exists and is the user's."""
         thread: str = request.path_params["thread"]
         if not await self._store.stream_version(thread_stream(thread)):
             raise HTTPException(404, f"there is no conversation {thread}")
-        if not await self._source.owners.allows(thread, self._user(request)):
+        if not await self._source.owners.allows(thread, (await authenticate(request)).user):
             raise HTTPException(403, "this conversation belongs to somebody else")
         return thread

@@ -11,7 +11,7 @@ import ipaddress
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-__all__ = ["Gate"]
+__all__ = ["Gate", "is_loopback"]
 
 _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
@@ -25,7 +25,8 @@ def _host(netloc: str) -> tuple[str, int | None]:
         return "", None
 
 
-def _is_loopback(name: str) -> bool:
+def is_loopback(name: str) -> bool:
+    """Whether a host name or address means this machine alone."""
     if name == "localhost" or name.endswith(".localhost"):
         return True
     try:
@@ -46,14 +47,14 @@ class Gate:
     def __init__(self, host: str, origins: Sequence[str]) -> None:
         self._origins = {origin.rstrip("/").lower() for origin in origins}
         self._names = {_host(urlsplit(origin).netloc)[0] for origin in self._origins}
-        self._local = _is_loopback(host)
+        self._local = is_loopback(host)
 
     def host(self, host: str | None) -> bool:
         """Whether the Host header may name this server."""
         if not self._local or host is None or "*" in self._origins:
             return True
         name, _ = _host(host)
-        return _is_loopback(name) or name in self._names
+        return is_loopback(name) or name in self._names
 
     def origin(self, origin: str | None, host: str | None) -> bool:
         """Whether a page of ``origin`` may open a WebSocket; programs send no Origin."""

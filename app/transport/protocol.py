@@ -68,6 +68,7 @@ class CloseCode:
     TOO_BIG = 1009
     INTERNAL = 1011
     RESTART = 1012
+    KEY = 4401
     ORIGIN = 4403
     PROTOCOL = 4426
 

@@ -39,6 +39,7 @@ from app.events.store import EventStore
 from app.events.url import parse_url
 from app.projections.place import views_place
 from app.projections.views import Views
+from app.transport.control import Control, announced
 from app.transport.http import application
 from app.transport.lifecycle import cause, signals
 from app.transport.listen import listen, url_of
@@ -170,21 +171,35 @@ async def _run(
     """Start the parts, wait for the end, and take them down in order."""
     web = _Web(service)
     try:
-        async with anyio.create_task_group() as group:
-            group.start_soon(web.serve, [listener])
-            await _start(service, group, watched)
-            if not service.stopping.is_set():
-                service.state = "ready"
-                if on_ready is not None:
-                    on_ready(service)
-            await service.stopping.wait()
-            await _drain(service)
-            await web.stop()
-            group.cancel_scope.cancel()
+        await service.auth.load()
+        control = Control(url=service.url, token=service.auth.control)
+        with announced(service.database, control):
+            await _serve(service, listener, web, watched, on_ready)
     except BaseExceptionGroup as errors:
         raise cause(errors) from None
     finally:
         web.abort()
+
+
+async def _serve(
+    service: Service,
+    listener: socket.socket,
+    web: _Web,
+    watched: Path | None,
+    on_ready: Callable[[Service], None] | None,
+) -> None:
+    async with anyio.create_task_group() as group:
+        group.start_soon(service.auth.run)
+        group.start_soon(web.serve, [listener])
+        await _start(service, group, watched)
+        if not service.stopping.is_set():
+            service.state = "ready"
+            if on_ready is not None:
+                on_ready(service)
+        await service.stopping.wait()
+        await _drain(service)
+        await web.stop()
+        group.cancel_scope.cancel()
 
 
 async def _start(service: Service, group: TaskGroup, watched: Path | None) -> None:

@@ -26,6 +26,7 @@ from app.events.store import StoreClosed, StoreError
 from app.events.url import Database, parse_url
 from app.projections.views import Views
 from app.transport import protocol as wire
+from app.transport.auth import Auth, needed
 from app.transport.connection import Edge
 from app.transport.http import REACH_SECONDS, Info
 from app.transport.origin import Gate
@@ -86,7 +87,8 @@ class Service:
         self.workers = Workers(store, runtime.presence)
         self.needs_engine = needs_engine
         self._queue = False  # whether requests wait
-        self.edge = Edge(store, runtime, self.welcome, self.standing)
+        self.auth = Auth(store, required=needed(config.server.auth, config.server.host))
+        self.edge = Edge(store, runtime, self.auth, self.welcome, self.standing)
         self.owners = self.edge.owners
         self.cache = self.edge.cache
         self.gate = Gate(config.server.host, config.server.origins)

@@ -7,6 +7,7 @@ uvicorn parses the HTTP request, sees the Upgrade, and gives the transport to th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http
 import logging
 from collections.abc import Awaitable, Callable, Container
@@ -71,6 +72,19 @@ class Socket(ServerConnection):
         owed, self._owed = self._owed, {}
         for key, data in owed.items():
             self.push(key, data)
+
+    @property
+    def authorization(self) -> str | None:
+        """The ``Authorization`` header it came with; None if there is none, or several."""
+        if self.request is None:
+            return None
+        with contextlib.suppress(LookupError):  # websockets' MultipleValuesError
+            return self.request.headers.get("Authorization")
+        return None
+
+    def dismiss(self, code: int, reason: str) -> None:
+        """Close it soon, without waiting."""
+        self._closing = self.loop.create_task(self.close(code, reason))
 
     async def write(self, data: bytes) -> None:
         """Send a text frame; wait while the client reads too slowly.
