@@ -6,6 +6,11 @@ commit (group commit). Pieces of streamed text are coalesced on the way: the fir
 later ones no more often than every ``floor_ms``, in events of at most ``max_tokens`` pieces; a
 writer that is far ahead of the log waits for it. Adding a piece is an append to a list: no task, no
 lock, no future.
+
+Nothing is written for a run that is another's by now. Each append expects the thread where the one
+before left it; if others wrote meanwhile, the pipe looks whether they ended the run or took it over.
+A process that was stopped or cut off from the log in the middle of an append finds out, however
+late.
 """
 
 from __future__ import annotations
@@ -33,6 +38,9 @@ __all__ = ["MAX_UNFLUSHED", "Build", "Emitter", "Pieces"]
 
 #: Pieces of one text that may wait for the log before its writer has to.
 MAX_UNFLUSHED = 256
+
+_TAKEN = ("run.stopped", "run.interrupted", "run.resumed")
+"""What somebody else writes of a run that is not its process's any longer."""
 
 Build = Callable[[], Payload]
 
@@ -91,8 +99,9 @@ class Emitter:
     ) -> None:
         self.stream = stream
         self.writing = asyncio.Lock()  # held while an append of this run is under way
-        self.version = 0
+        self.version = 0  # of the thread: up to here the run is known to be ours
         self.error: BaseException | None = None
+        self._found = 0  # version of the thread when an append met something unexpected
         self._store = store
         self._actor = actor
         self._run = run
@@ -224,8 +233,7 @@ class Emitter:
             try:
                 await self._certain()  # without the lock, or nobody could end the run meanwhile
                 async with self.writing:
-                    if not self._closed:
-                        await self._append()
+                    await self._write_all()
             except Exception as error:
                 self.error = self.error or error
                 self._items.clear()
@@ -262,6 +270,18 @@ class Emitter:
         if self._presence is not None and not self._presence.certain:
             await self._presence.sure()
 
+    async def _write_all(self) -> None:
+        """Write what has gathered, unless the run turns out to be no longer ours."""
+        while not self._closed and not await self._append(expected=self.version):
+            found = self._found
+            written = self._store.read(
+                after=self.version, stream=self.stream, types=_TAKEN, until=found
+            )
+            if any([event.run == self._run async for event in written]):
+                self.stop()
+                return
+            self.version = found
+
     async def _append(self, last: Sequence[NewEvent] = (), expected: int = ANY) -> bool:
         items, self._items = self._items, []
         waiters, self._waiters = self._waiters, []
@@ -290,6 +310,7 @@ class Emitter:
         append = Append(stream=self.stream, events=events, expected=expected)
         outcome = await self._store.append(append)
         if isinstance(outcome, Conflict):
+            self._found = outcome.version
             return False
         if not isinstance(outcome, Appended):
             raise EverlogError(f"the log refused the run's events: {outcome}")

@@ -171,7 +171,11 @@ class Run:
         self.cut("interrupted")
 
     async def perform(self, state: ThreadState, body: Callable[[], Awaitable[None]]) -> None:
-        """Call the handler and wait for its end, whatever it is."""
+        """Call the handler and wait for its end, whatever it is.
+
+        ``state`` is that of the thread at a version where the run was this process's.
+        """
+        self.emitter.version = state.version
         self._context = Context(
             store=self._shared.store,
             thread=self._thread,

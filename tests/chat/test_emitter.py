@@ -16,11 +16,20 @@ from app.chat.emitter import MAX_UNFLUSHED, Emitter
 from app.chat.errors import RunStopped
 from app.config import StreamConfig
 from app.errors import EverlogError
-from app.events.catalogue import MessageDelta, SessionChanged, StepDelta, StepStarted
-from app.events.codec import decode
+from app.events import catalogue
+from app.events.catalogue import (
+    MessageDelta,
+    Payload,
+    RunInterrupted,
+    RunResumed,
+    SessionChanged,
+    StepDelta,
+    StepStarted,
+)
+from app.events.codec import decode, new
 from app.events.ids import uuid7
 from app.events.open import open_store
-from app.events.store import EventStore, StoreClosed
+from app.events.store import Append, EventStore, StoreClosed
 from tests.chat.conftest import app_of, serving
 
 STREAM = "thread/t"
@@ -191,3 +200,36 @@ async def ended(store: EventStore, thread: str) -> None:
     async for events in store.follow(stream=f"thread/{thread}", types=("run.completed",)):
         if events:
             return
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        catalogue.RunStopped(run="r"),
+        RunInterrupted(run="r", reason="gone"),
+        RunResumed(run="r", node="b"),
+    ],
+)
+async def test_nothing_is_written_for_a_run_that_another_process_ended_or_took(
+    end: Payload,
+) -> None:
+    """However late this process learns of it: what it wrote last may have been under way."""
+    async with open_store("memory:") as store, piping(store) as emitter:
+        await emitter.commit(StepStarted(step="a", name="a"))
+        await store.append(Append(stream=STREAM, events=[new(end, run="r")]))
+        emitter.put(StepStarted(step="b", name="b"))
+        with pytest.raises(RunStopped):
+            await emitter.commit(StepStarted(step="c", name="c"))
+        assert await emitter.finish()
+        assert await written(store) == [StepStarted(step="a", name="a"), end]
+
+
+async def test_what_others_write_to_the_thread_does_not_hinder_a_run() -> None:
+    other = RunInterrupted(run="another", reason="gone")
+    async with open_store("memory:") as store, piping(store) as emitter:
+        for n in range(3):
+            await store.append(Append(stream=STREAM, events=[new(other, run="another")]))
+            await emitter.commit(StepStarted(step=str(n), name="s"))
+        assert await written(store) == [
+            payload for n in range(3) for payload in (other, StepStarted(step=str(n), name="s"))
+        ]
