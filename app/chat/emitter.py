@@ -8,9 +8,9 @@ writer that is far ahead of the log waits for it. Adding a piece is an append to
 lock, no future.
 
 Nothing is written for a run that is another's by now. Each append expects the thread where the one
-before left it; if others wrote meanwhile, the pipe looks whether they ended the run or took it over.
-A process that was stopped or cut off from the log in the middle of an append finds out, however
-late.
+before left it; if others wrote meanwhile, the pipe looks whether they ended the run or took it
+over. So a process that was stopped or cut off from the log in the middle of an append finds out,
+however late.
 """
 
 from __future__ import annotations
