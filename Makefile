@@ -5,12 +5,14 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
+ROUNDS ?= 20
+SEED   ?=
 
 SERVE_STAMP := $(VENV)/.serve
 TEST_STAMP  := $(VENV)/.test
 PIP         := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help serve install ui test lint bench browser clean
+.PHONY: help serve install ui test torture lint bench browser clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +46,9 @@ browser:
 
 test: $(TEST_STAMP) install browser ## Install what is needed and run every test (ARGS="-k name" narrows)
 	@$(BIN)/python -m pytest $(ARGS)
+
+torture: $(TEST_STAMP) install ## Kill, freeze, cut, crash under load, for long (ROUNDS=20; SEED=n repeats one)
+	@TORTURE_ROUNDS=$(ROUNDS) TORTURE_SEED=$(SEED) $(BIN)/python -m pytest -s tests/crash $(ARGS)
 
 lint: $(TEST_STAMP) ui ## ruff, mypy --strict, TypeScript, import arrows
 	@$(BIN)/ruff check .

@@ -13,7 +13,8 @@ import pytest
 
 from app.events.ids import uuid7
 from app.transport.client import Client
-from tests.crash.watcher import Watcher, check_log
+from tests.crash.checks import check_log
+from tests.crash.watcher import Watcher
 from tests.support.server import Server, running
 
 pytestmark = [pytest.mark.crash, pytest.mark.model, pytest.mark.timeout(300)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import signal
 from pathlib import Path
@@ -12,11 +11,12 @@ import pytest
 
 from app.events.ids import uuid7
 from app.transport.client import Client
-from tests.crash.watcher import TERMINAL, Watcher, check_log
+from tests.crash.checks import check_log
+from tests.crash.watcher import TERMINAL, Watcher
 from tests.support.server import Server, running
 
 CHATTER = str(Path(__file__).parent / "chatter.py")
-ROUNDS = int(os.environ.get("EVERLOG_TORTURE_ROUNDS", "4"))
+KILLS = 4
 THREADS = 6
 
 pytestmark = pytest.mark.crash
@@ -32,7 +32,7 @@ async def talk(watcher: Watcher, turns: int) -> None:
 async def kill_at_random(server: Server, client: Client, seed: int) -> None:
     """Kill and restart the server a few times, at moments after the client's return."""
     moments = random.Random(seed)
-    for round_ in range(ROUNDS):
+    for round_ in range(KILLS):
         while client.connections == round_:  # noqa: ASYNC110 - it tells nobody when it is back
             await asyncio.sleep(0.02)
         await asyncio.sleep(moments.uniform(0.1, 1.0))
@@ -47,9 +47,9 @@ async def test_nothing_shown_or_acknowledged_is_lost(tmp_path: Path) -> None:
             watchers = [Watcher(client, uuid7()) for _ in range(THREADS)]
             followers = [asyncio.create_task(watcher.follow()) for watcher in watchers]
             async with asyncio.timeout(120), asyncio.TaskGroup() as group:
-                group.create_task(kill_at_random(server, client, seed=ROUNDS))
+                group.create_task(kill_at_random(server, client, seed=KILLS))
                 for watcher in watchers:
-                    group.create_task(talk(watcher, turns=ROUNDS + 1))
+                    group.create_task(talk(watcher, turns=KILLS + 1))
             for follower in followers:
                 follower.cancel()
             await asyncio.gather(*followers, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""A load balancer without memory: each connection goes to the first server that takes it."""
+"""A load balancer without memory: each connection goes to a server that takes it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,19 @@ __all__ = ["Balancer", "balancing"]
 class Balancer:
     """Forwards TCP connections to ports of this machine.
 
+    Args:
+        ports: Tried in this order.
+        turns: Begin with another one for each connection.
+
     Attributes:
         port: Where it listens.
         served: Which port each connection went to, in order.
 
     """
 
-    def __init__(self, ports: Sequence[int]) -> None:
+    def __init__(self, ports: Sequence[int], *, turns: bool = False) -> None:
         self._ports = list(ports)
+        self._turns = turns
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.served: list[int] = []
@@ -49,11 +54,14 @@ class Balancer:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+            ports = list(self._ports)
+            if self._turns:
+                self._ports.append(self._ports.pop(0))
+            threading.Thread(target=self._serve, args=(client, ports), daemon=True).start()
 
-    def _serve(self, client: socket.socket) -> None:
+    def _serve(self, client: socket.socket, ports: Sequence[int]) -> None:
         with client:
-            for port in self._ports:
+            for port in ports:
                 with contextlib.suppress(OSError):
                     server = socket.create_connection(("127.0.0.1", port), timeout=2)
                     break
@@ -81,9 +89,9 @@ def _pump(one: socket.socket, two: socket.socket) -> None:
 
 
 @contextlib.contextmanager
-def balancing(*ports: int) -> Iterator[Balancer]:
+def balancing(*ports: int, turns: bool = False) -> Iterator[Balancer]:
     """A balancer for the time of a ``with`` block."""
-    balancer = Balancer(ports)
+    balancer = Balancer(ports, turns=turns)
     try:
         yield balancer
     finally:

@@ -30,7 +30,8 @@ class Process:
 
     def __init__(self, output: Path, *command: str, env: dict[str, str] | None = None) -> None:
         self.command = command
-        self.env = {**os.environ, "EVERLOG_LOG__FORMAT": "text", **(env or {})}
+        ours = {n: v for n, v in os.environ.items() if not n.startswith("EVERLOG_TEST_")}
+        self.env = {**ours, "EVERLOG_LOG__FORMAT": "text", **(env or {})}
         self.output = output
         self.process: subprocess.Popen[bytes] | None = None
 
