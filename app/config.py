@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 __all__ = [
+    "ApiConfig",
     "ArchiveConfig",
     "ChatConfig",
     "Config",
@@ -99,6 +100,17 @@ class EngineConfig(_Section, frozen=True, kw_only=True):
     )
 
 
+class ApiConfig(_Section, frozen=True, kw_only=True):
+    """The API that OpenAI's clients speak."""
+
+    timeout_seconds: Annotated[
+        float,
+        _doc(
+            "Longest time from a request to the end of its answer, waiting included; 0: any.", ge=0
+        ),
+    ] = 600.0
+
+
 class StreamConfig(_Section, frozen=True, kw_only=True):
     """How tokens are batched into events."""
 
@@ -176,6 +188,7 @@ class Config(_Section, frozen=True, kw_only=True):
     database: DatabaseConfig = DatabaseConfig()
     engine: EngineConfig = EngineConfig()
     stream: StreamConfig = StreamConfig()
+    api: ApiConfig = ApiConfig()
     chat: ChatConfig = ChatConfig()
     log: LogConfig = LogConfig()
     objects: ObjectsConfig = ObjectsConfig()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.errors import EverlogError, InputError
-from app.events.envelope import thread_of, thread_stream
+from app.events.envelope import request_stream, thread_of, thread_stream
 from app.events.store import EventStore
 from app.settings import Loaded
 
@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from app.events.url import Database
     from app.projections.views import Views
 
-__all__ = ["database", "find_thread", "reading", "shorten", "thread_ids", "viewing", "views_at"]
+__all__ = [
+    "database",
+    "find_request",
+    "find_thread",
+    "reading",
+    "shorten",
+    "thread_ids",
+    "viewing",
+    "views_at",
+]
 
 SHORTEST = 8
 
@@ -135,6 +144,14 @@ async def find_thread(store: EventStore, given: str) -> str:
             hint=f"Give more characters; the latest are {shown}",
         )
     return found[0]
+
+
+async def find_request(store: EventStore, given: str) -> str | None:
+    """Return the id of a request outside conversations, by its own id or that of its answer."""
+    from app.events.ids import public_request
+
+    request = public_request(given)
+    return request if await store.stream_version(request_stream(request)) else None
 
 
 def shorten(ids: list[str]) -> dict[str, str]:

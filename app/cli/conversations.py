@@ -100,13 +100,18 @@ def _print_message(message: MessageState) -> None:
     click.echo(clean(message.content))
 
 
-async def _state(loaded: Loaded, given: str, at: int | None) -> ThreadState:
-    from app.cli.access import find_thread, reading
+async def _state(
+    loaded: Loaded, given: str, at: int | None, *, requests: bool = False
+) -> ThreadState:
+    from app.cli.access import find_request, find_thread, reading
+    from app.events.envelope import request_stream
     from app.projections.state import load
 
     async with reading(loaded) as store:
-        thread = await find_thread(store, given)
-        state = await load(store, thread, at=at)
+        request = await find_request(store, given) if requests else None
+        stream = request_stream(request) if request else None
+        thread = request or await find_thread(store, given)
+        state = await load(store, thread, at=at, stream=stream)
         if state is None:
             raise EverlogError(
                 f"Conversation {thread} had not begun at seq {at}",
@@ -126,13 +131,14 @@ async def _state(loaded: Loaded, given: str, at: int | None) -> ThreadState:
 def timeline(loaded: Loaded, thread: str, at: int | None, as_json: bool) -> None:
     """Print runs, steps and requests as a tree with bars.
 
-    Each run has a time axis of its own. THREAD is an id or a unique beginning of one.
+    Each run has a time axis of its own. THREAD is an id or a unique beginning of one, or the id
+    of a request to the API (chatcmpl-..., cmpl-..., resp_...).
     """
     import asyncio
 
     from app.cli.timeline import render, spans
 
-    state = asyncio.run(_state(loaded, thread, at))
+    state = asyncio.run(_state(loaded, thread, at, requests=True))
     if as_json:
         emit({"thread": state.id, "seq": state.seq, "spans": spans(state)})
         return

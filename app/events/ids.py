@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 
-__all__ = ["is_id", "uuid7"]
+__all__ = ["is_id", "public_id", "public_request", "uuid7"]
 
 _lock = threading.Lock()
 _last_ms = 0
@@ -33,6 +33,22 @@ def uuid7() -> str:
     high, low = rand >> 62, rand & ((1 << 62) - 1)
     value = (ms & ((1 << 48) - 1)) << 80 | 0x7 << 76 | (high & 0xFFF) << 64 | 0b10 << 62 | low
     return str(uuid.UUID(int=value))
+
+
+def public_id(prefix: str, request: str) -> str:
+    """Id of an answer, made of its request's: ``chatcmpl-`` and 32 hexadecimal digits."""
+    return prefix + request.replace("-", "")
+
+
+def public_request(text: str) -> str:
+    """The request behind the id of an answer; any other text is given back as it is."""
+    digits = text.replace("-", "_").rpartition("_")[2]
+    if len(digits) != 32:
+        return text
+    try:
+        return str(uuid.UUID(hex=digits))
+    except ValueError:
+        return text
 
 
 def is_id(text: str) -> bool:

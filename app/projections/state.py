@@ -59,12 +59,15 @@ def apply(state: ThreadState, event: Event) -> None:
         handler(state, event, payload)
 
 
-async def load(store: EventStore, thread: str, *, at: int | None = None) -> ThreadState | None:
+async def load(
+    store: EventStore, thread: str, *, at: int | None = None, stream: str | None = None
+) -> ThreadState | None:
     """Fold a conversation's events up to the log position ``at`` (all of them if None).
 
+    ``stream`` names another one with the same types of events: that of a single request.
     Returns None if it has no event up to there.
     """
-    stream, state = thread_stream(thread), empty(thread)
+    stream, state = stream or thread_stream(thread), empty(thread)
     until = await store.stream_version(stream)
     while state.version < until:
         events = await store.fetch(after=state.version, until=until, stream=stream, limit=PAGE)

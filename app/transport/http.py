@@ -16,7 +16,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import EverlogError
 from app.events.envelope import thread_stream
-from app.events.store import EventStore
 from app.projections import state as projection
 from app.projections.views import Views
 from app.transport import keys_api
@@ -24,6 +23,7 @@ from app.transport.access import Owners
 from app.transport.auth import Auth, authenticate
 from app.transport.door import Door
 from app.transport.items import ItemCache
+from app.transport.openai import routes as openai
 from app.transport.origin import Gate
 from app.transport.problem import HANDLERS, number, problem
 from app.transport.static import StaticFiles
@@ -56,13 +56,8 @@ class Info(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
 
 
-class Source(Protocol):
+class Source(openai.Source, Protocol):
     """What the routes show."""
-
-    @property
-    def store(self) -> EventStore:
-        """The log."""
-        ...
 
     @property
     def views(self) -> Views:
@@ -102,6 +97,8 @@ def application(source: Source, gate: Gate, files: StaticFiles | None = None) ->
         ("/static/{path:path}", ui.file),
         ("/healthz", _health),
         ("/readyz", api.ready),
+        ("/health", api.ready),
+        ("/ping", api.ready),
         ("/version", api.version),
         ("/api/info", api.info),
         ("/api/threads", api.threads),
@@ -111,7 +108,11 @@ def application(source: Source, gate: Gate, files: StaticFiles | None = None) ->
     ]
     pages = [Route(path, endpoint, methods=["GET"]) for path, endpoint in routes]
     app = Starlette(
-        routes=[*pages, *keys_api.routes(source.auth, source.store)],
+        routes=[
+            *pages,
+            *keys_api.routes(source.auth, source.store),
+            *openai.routes(source),
+        ],
         exception_handlers=HANDLERS,
     )
     return _Guard(Door(app, source.auth, gate), gate)

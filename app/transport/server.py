@@ -235,7 +235,9 @@ async def _drain(service: Service) -> None:
     service.drain()
     try:
         async with asyncio.timeout(seconds):
-            await service.runtime.drain(seconds / 2)
+            await asyncio.gather(
+                service.runtime.drain(seconds / 2), service.calls.drain(seconds / 2)
+            )
             if service.host is not None:
                 await service.host.drain()
     except TimeoutError:

@@ -29,6 +29,7 @@ from app.transport import protocol as wire
 from app.transport.auth import Auth, needed
 from app.transport.connection import Edge
 from app.transport.http import REACH_SECONDS, Info
+from app.transport.openai.active import Active
 from app.transport.origin import Gate
 from app.transport.protocol import encode
 from app.transport.socket import Hub
@@ -88,6 +89,7 @@ class Service:
         self.needs_engine = needs_engine
         self._queue = False  # whether requests wait
         self.auth = Auth(store, required=needed(config.server.auth, config.server.host))
+        self.calls = Active()
         self.edge = Edge(store, runtime, self.auth, self.welcome, self.standing)
         self.owners = self.edge.owners
         self.cache = self.edge.cache

@@ -1,0 +1,211 @@
+"""The endpoints' view of the server: bodies, models, the tokenizer, deadlines, calls."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.config import Config
+from app.engine.frames import Ready
+from app.engine.hub import KNOWN, find
+from app.engine.tokenizer import Tokenizer
+from app.engine.weights.checkpoint import open_checkpoint
+from app.errors import StartupError
+from app.events.catalogue import WorkerStarted
+from app.events.store import EventStore
+from app.transport.auth import authenticate
+from app.transport.openai.active import Active
+from app.transport.openai.call import Call
+from app.transport.openai.errors import ApiError
+from app.transport.openai.fields import parse
+from app.transport.openai.logprobs import Spell
+from app.transport.openai.models import Model, chosen
+from app.transport.openai.reply import Answer, Reply
+
+__all__ = ["Api", "Source", "json"]
+
+MAX_BODY = 32 << 20
+"""Most bytes of a request's body."""
+#: Headers by which Open WebUI says for whom it asks; they are recorded.
+FORWARDED = ("x-openwebui-user-id", "x-openwebui-user-name", "x-openwebui-chat-id")
+IGNORED = "x-everlog-ignored"
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class Source(Protocol):
+    """The server behind the endpoints."""
+
+    @property
+    def config(self) -> Config:
+        """All settings."""
+        ...
+
+    @property
+    def store(self) -> EventStore:
+        """The log."""
+        ...
+
+    @property
+    def offered(self) -> list[Ready] | list[WorkerStarted]:
+        """The models that are loaded."""
+        ...
+
+    @property
+    def calls(self) -> Active:
+        """What is under way."""
+        ...
+
+
+class Api:
+    """What the endpoints share."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.store = source.store
+        self._since = int(time.time())
+        self._tokenizers: dict[str, asyncio.Task[Tokenizer]] = {}
+
+    async def read(self, request: Request, kind: type[T]) -> tuple[T, list[str]]:
+        """Body of a request; also the names of fields that were passed over.
+
+        Raises:
+            ApiError: 400 or 413: it is malformed, or too long.
+
+        """
+        self.source.calls.admit()
+        parts, size = [], 0
+        async for part in request.stream():
+            parts.append(part)
+            size += len(part)
+            if size > MAX_BODY:
+                raise ApiError(413, f"the body is longer than {MAX_BODY} bytes", code="too_long")
+        return parse(b"".join(parts), kind)
+
+    # ---------------------------------------------------------------------------- models
+
+    def models(self) -> list[Model]:
+        """The models that answer now, each once."""
+        configured = self.source.config.engine
+        found: dict[str, Model] = {}
+        for loaded in self.source.offered:
+            known = next((m.name for m in KNOWN.values() if m.path.name == loaded.model), None)
+            also = (configured.model,) if configured.enabled else ()
+            found.setdefault(
+                loaded.model,
+                Model(known or loaded.model, loaded.model, loaded.context, self._since, also),
+            )
+        return list(found.values())
+
+    def choose(self, name: str | None) -> tuple[str, str | None]:
+        """The model that a request names: as its sender calls it, and as workers do.
+
+        While no worker is there, any name is taken; the request waits for a worker that has it.
+
+        Raises:
+            ApiError: 404: there is no such model.
+
+        """
+        model = chosen(self.models(), name)
+        if model is not None:
+            return name or model.id, model.root
+        known = KNOWN.get(name or "")
+        return name or self.source.config.engine.model, known.path.name if known else name
+
+    async def tokenizer(self, name: str | None) -> Tokenizer:
+        """Tokenizer of a model, from its files on this machine; loaded once.
+
+        Raises:
+            ApiError: 404: there is no such model; 501: its files are not here.
+
+        """
+        public, root = self.choose(name)
+        task = self._tokenizers.get(root or "")
+        if task is None or (task.done() and task.exception() is not None):
+            task = asyncio.ensure_future(asyncio.to_thread(_load, self._path(public, root)))
+            self._tokenizers[root or ""] = task
+        try:
+            return await asyncio.shield(task)
+        except StartupError as error:
+            raise ApiError(501, error.message, code="no_tokenizer") from None
+
+    def _path(self, public: str, root: str | None) -> Path:
+        configured = self.source.config.engine.model
+        own = find(configured)
+        if own is not None and root in (None, own.name, configured):
+            return own
+        known = next((m for m in KNOWN.values() if m.path.name == root), None)
+        path = known.path if known else None
+        if path is None or not path.is_file():
+            raise ApiError(
+                501,
+                f"the files of {public} are not on this machine, so its tokenizer is not either; "
+                "name them in the setting engine.model",
+                code="no_tokenizer",
+            )
+        return path
+
+    async def spell(self, name: str | None) -> Spell:
+        """Bytes of a model's tokens.
+
+        Raises:
+            ApiError: As `tokenizer`.
+
+        """
+        return (await self.tokenizer(name)).token_bytes
+
+    # ----------------------------------------------------------------------------- calls
+
+    def deadline(self) -> int | None:
+        """When a request that comes now must be done, in ns since the epoch."""
+        seconds = self.source.config.api.timeout_seconds
+        return time.time_ns() + int(seconds * 1e9) if seconds else None
+
+    def origin(self, request: Request, body: Any) -> dict[str, Any]:
+        """What the log keeps of how a request came."""
+        found = {
+            "user": body.user or body.safety_identifier,
+            "metadata": body.metadata or None,
+            **{name: request.headers.get(name) for name in FORWARDED},
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+    async def reply(
+        self, request: Request, call: list[Any], answer: Answer, *, stream: bool, unused: list[str]
+    ) -> Response:
+        """Have the engine answer a request."""
+        principal = await authenticate(request)
+        headers = {"x-request-id": call[0].request, **passed_over(unused)}
+        return Reply(
+            Call(self.store, call, actor=principal.actor),
+            answer,
+            stream=stream,
+            active=self.source.calls,
+            headers=headers,
+        )
+
+
+def passed_over(unused: list[str]) -> dict[str, str]:
+    """The header that names fields which were passed over."""
+    return {IGNORED: ", ".join(unused)[:1024]} if unused else {}
+
+
+def json(value: Any, *, status: int = 200, unused: list[str] | None = None) -> Response:
+    """A JSON response."""
+    return Response(
+        msgspec.json.encode(value),
+        status_code=status,
+        headers=passed_over(unused or []),
+        media_type="application/json",
+    )
+
+
+def _load(path: Path) -> Tokenizer:
+    with open_checkpoint(path) as checkpoint:
+        return Tokenizer.load(checkpoint)

@@ -1,0 +1,147 @@
+"""The engine's requests behind one HTTP request: queued, followed to their ends, or cancelled."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
+from typing import cast
+
+import anyio
+
+from app.events.catalogue import (
+    Payload,
+    RequestCancelled,
+    RequestFailed,
+    RequestFinished,
+    RequestQueued,
+    TokensGenerated,
+)
+from app.events.codec import Unknown, decode, new
+from app.events.envelope import request_stream
+from app.events.follow import following
+from app.events.ids import uuid7
+from app.events.store import Append, Appended, EventStore, StoreError
+from app.transport.openai.errors import ApiError, failed
+
+__all__ = ["CANCELLED", "Call", "Feed"]
+
+log = logging.getLogger(__name__)
+
+Feed = Callable[[int, Payload], Awaitable[None]]
+"""Takes the number of a request and what happened to it."""
+
+FOLLOWED = (
+    *("request.started", "tokens.generated"),
+    *("request.finished", "request.failed", "request.cancelled"),
+)
+CANCELLED = "the request was cancelled"
+
+
+class Call:
+    """Requests that are answered together, in streams of their own.
+
+    Attributes:
+        queued: The requests, in order of their choices.
+
+    Args:
+        store: The log.
+        queued: At least one.
+        actor: Who asks, as events name it.
+
+    """
+
+    def __init__(self, store: EventStore, queued: Sequence[RequestQueued], *, actor: str) -> None:
+        self.queued = list(queued)
+        self._store = store
+        self._actor = actor
+        self._texts = [""] * len(self.queued)
+        self._open = set(range(len(self.queued)))  # not ended
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of them have ended."""
+        return not self._open
+
+    async def queue(self) -> None:
+        """Put all of them into the queue.
+
+        Raises:
+            StoreError: The log did not take them.
+
+        """
+        appends = [
+            Append(
+                stream=request_stream(queued.request),
+                events=[new(queued, actor=self._actor, request=queued.request)],
+                command=uuid7(),
+            )
+            for queued in self.queued
+        ]
+        for outcome in await self._store.append_many(appends):
+            if not isinstance(outcome, Appended):
+                raise StoreError(f"the log refused the request: {outcome}")
+
+    async def follow(self, feed: Feed) -> None:
+        """Tell ``feed`` what happens, until all of them have ended.
+
+        Raises:
+            ApiError: One of them failed, or was cancelled by somebody.
+
+        """
+        if len(self.queued) == 1:
+            return await self._follow(0, feed)
+        try:
+            async with anyio.create_task_group() as group:
+                for index in range(len(self.queued)):
+                    group.start_soon(self._follow, index, feed)
+        except BaseExceptionGroup as errors:
+            raise _first(errors) from None
+        return None
+
+    async def cancel(self) -> None:
+        """Cancel what has not ended, and record it; also while the caller is being cancelled."""
+        with anyio.CancelScope(shield=True):
+            for index in list(self._open):
+                request = self.queued[index].request
+                payload = RequestCancelled(request=request, text=self._texts[index])
+                event = new(payload, actor=self._actor, request=request)
+                try:
+                    await self._store.append(Append(stream=request_stream(request), events=[event]))
+                except StoreError as error:
+                    log.warning("request %s goes on, nobody waits for it: %s", request, error)
+            self._open.clear()
+
+    async def _follow(self, index: int, feed: Feed) -> None:
+        stream = request_stream(self.queued[index].request)
+        async with aclosing(
+            following(self._store, stream=stream, types=FOLLOWED)  # type: ignore[type-var]
+        ) as batches:
+            async for events in batches:
+                for event in events:
+                    payload = decode(event)
+                    if not isinstance(payload, Unknown) and await self._told(index, payload, feed):
+                        return
+
+    async def _told(self, index: int, payload: Payload, feed: Feed) -> bool:
+        """Pass on what happened; returns whether it was the end."""
+        match payload:
+            case TokensGenerated(text=text):
+                self._texts[index] += text
+            case RequestFailed():
+                self._open.discard(index)
+                raise failed(payload)
+            case RequestCancelled():
+                self._open.discard(index)
+                raise ApiError(499, CANCELLED, code="cancelled")
+            case RequestFinished():
+                self._open.discard(index)
+        await feed(index, payload)
+        return isinstance(payload, RequestFinished)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = cast(BaseException, error.exceptions[0])
+    return error

@@ -1,0 +1,117 @@
+"""The routes under ``/v1`` and beside it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from app.errors import EverlogError
+from app.transport.openai import chat, completions, errors, tokens
+from app.transport.openai.api import Api, Source, json
+from app.transport.openai.models import chosen, describe, listing
+
+__all__ = ["Source", "routes"]
+
+log = logging.getLogger(__name__)
+
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def routes(source: Source) -> list[Route]:
+    """Return the routes of the API; errors on them are OpenAI's."""
+    api = _Endpoints(Api(source))
+    found: list[tuple[str, str, Endpoint]] = [
+        ("GET", "/v1/models", api.models),
+        ("GET", "/v1/models/{model:path}", api.model),
+        ("POST", "/v1/chat/completions", api.chat),
+        ("POST", "/v1/completions", api.completions),
+        ("POST", "/tokenize", api.tokenize),
+        ("POST", "/detokenize", api.detokenize),
+    ]
+    listed = [Route(path, _guarded(call), methods=[method]) for method, path, call in found]
+    rest = Route("/v1/{path:path}", _guarded(_nothing), methods=list(METHODS))
+    return [*listed, rest]
+
+
+def _guarded(endpoint: Endpoint) -> Endpoint:
+    """The endpoint with errors as OpenAI's clients expect them."""
+
+    async def call(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except ClientDisconnect:
+            return Response(status_code=400)  # to nobody
+        except Exception as error:
+            if not isinstance(error, EverlogError | HTTPException):
+                log.exception("%s %s failed", request.method, request.url.path)
+            return errors.of(error).response()
+
+    return call
+
+
+async def _nothing(request: Request) -> Response:
+    path = request.url.path
+    raise errors.ApiError(404, f"there is no {request.method} {path} here", code="unknown_url")
+
+
+class _Endpoints:
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    async def models(self, request: Request) -> Response:
+        return json(listing(self._api.models()))
+
+    async def model(self, request: Request) -> Response:
+        name: str = request.path_params["model"]
+        model = chosen(self._api.models(), name)
+        if model is None:
+            raise errors.ApiError(404, "no model is loaded yet", code="model_not_found")
+        return json(describe(model))
+
+    async def chat(self, request: Request) -> Response:
+        api = self._api
+        body, unused = await api.read(request, chat.ChatBody)
+        name, body.model = api.choose(body.model)
+        plan = chat.plan(body, deadline=api.deadline(), origin=api.origin(request, body))
+        answer = chat.ChatAnswer(
+            plan,
+            model=name,
+            created=int(time.time()),
+            options=body.stream_options,
+            spell=await api.spell(body.model) if body.logprobs else None,
+        )
+        return await api.reply(request, plan.requests, answer, stream=body.stream, unused=unused)
+
+    async def completions(self, request: Request) -> Response:
+        api = self._api
+        body, unused = await api.read(request, completions.CompletionBody)
+        name, body.model = api.choose(body.model)
+        requests = completions.plan(body, deadline=api.deadline(), origin=api.origin(request, body))
+        answer = completions.CompletionAnswer(
+            requests,
+            body,
+            model=name,
+            created=int(time.time()),
+            spell=await api.spell(body.model) if body.logprobs is not None else None,
+        )
+        return await api.reply(request, requests, answer, stream=body.stream, unused=unused)
+
+    async def tokenize(self, request: Request) -> Response:
+        body, unused = await self._api.read(request, tokens.TokenizeBody)
+        tokenizer = await self._api.tokenizer(body.model)
+        model = chosen(self._api.models(), body.model)
+        found = tokens.tokenize(body, tokenizer, model.context if model else None)
+        return json(found, unused=unused)
+
+    async def detokenize(self, request: Request) -> Response:
+        body, unused = await self._api.read(request, tokens.DetokenizeBody)
+        tokenizer = await self._api.tokenizer(body.model)
+        return json(tokens.detokenize(body, tokenizer), unused=unused)
