@@ -81,7 +81,17 @@ def test_urls(url: str, path: Path | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "sqlite:", "sqlite://a.db", "sqlite:///", "postgres://x/y", "memory:x", "dir/"]
+    "url",
+    [
+        "",
+        "sqlite:",
+        "sqlite://a.db",
+        "sqlite:///",
+        "postgres:x/y",
+        "mysql://x/y",
+        "memory:x",
+        "dir/",
+    ],
 )
 def test_bad_urls_name_the_setting(url: str) -> None:
     with pytest.raises(InputError) as caught:
