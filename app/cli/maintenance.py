@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @json_option()
 @with_settings
 def rebuild(loaded: Loaded, names: tuple[str, ...], as_json: bool) -> None:
-    """Fold the log into its read models anew: history, timeline, requests; all by default.
+    """Fold the log into its read models anew: history, timeline, requests, metrics; all by default.
 
     The old ones serve until the new ones are complete, also in a running server.
     """

@@ -131,6 +131,7 @@ class _Store:
         self.young: dict[Key, Any] = {}
         self.old: dict[Key, Any] = {}
         self.dirty: dict[Key, Any] = {}
+        self.removed: dict[Key, None] = {}
         self.gone: set[int] | None = set() if fresh else None
 
     def age(self) -> None:
@@ -140,7 +141,7 @@ class _Store:
         self.old, self.young = self.young, {}
 
     def forget(self) -> None:
-        self.young, self.old, self.dirty, self.gone = {}, {}, {}, None
+        self.young, self.old, self.dirty, self.removed, self.gone = {}, {}, {}, {}, None
 
 
 class Rows:
@@ -193,6 +194,8 @@ class Rows:
     def _find(self, store: _Store, key: Key) -> Any:
         row = store.old.get(key)
         if row is None:
+            if key in store.removed:
+                return None
             if store.gone is not None and hash(key[0]) not in store.gone:
                 return None
             row = self._connection.load(store.table, self._prefix, key)
@@ -206,6 +209,13 @@ class Rows:
         store, key = self._stores[table], table.key_of(row)
         store.young[key] = store.dirty[key] = row
         return row
+
+    def remove(self, table: Table[Any], *key: Any) -> None:
+        """Drop a row, if there is one."""
+        store = self._stores[table]
+        for known in (store.young, store.old, store.dirty):
+            known.pop(key, None)
+        store.removed[key] = None
 
     def add_piece(self, stream: str, id: str, seq: int, text: str) -> None:
         """Add text at the end of a growing text."""
@@ -233,12 +243,16 @@ class Rows:
     def changed(self) -> bool:
         """Whether there is anything to flush."""
         pieces = bool(self._pieces or self._dropped)
-        return pieces or any(store.dirty for store in self._stores.values())
+        return pieces or any(store.dirty or store.removed for store in self._stores.values())
 
     def flush(self) -> None:
         """Write what changed. Call inside a transaction; `forget` if that rolls back."""
         kept = 0
         for store in self._stores.values():
+            if store.removed:
+                table = store.table
+                self._connection.delete(table, self._prefix, table.key, list(store.removed))
+                store.removed = {}
             if store.dirty:
                 self._connection.upsert(store.table, self._prefix, store.dirty.values())
                 store.dirty = {}

@@ -17,9 +17,10 @@ import msgspec
 from app.errors import InputError
 from app.events.envelope import thread_stream
 from app.events.store import EventStore
-from app.projections import ledger, queries
+from app.projections import ledger, metrics, queries
 from app.projections.database import Connection, Moved, Trouble, Where, connect
 from app.projections.history import History
+from app.projections.metrics import Count, Metrics, Spread
 from app.projections.projection import Projection
 from app.projections.queries import Prefixes, RunRow, Span, ThreadRow
 from app.projections.rebuild import Progress, Rebuilt, rebuild
@@ -48,7 +49,9 @@ TRIES = 5
 """Reads that met a rebuild's swap are done again."""
 
 #: Projections by name, in the order they are shown.
-PROJECTIONS: dict[str, type[Projection]] = {p.name: p for p in (History, Timeline, Requests)}
+PROJECTIONS: dict[str, type[Projection]] = {
+    p.name: p for p in (History, Timeline, Requests, Metrics)
+}
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
@@ -224,11 +227,24 @@ class Views:
         """Return engine requests, the newest first; only those in ``state`` if given."""
         return await self._read(lambda c, p: queries.requests(c, p, state=state, limit=limit))
 
+    async def metrics(self) -> tuple[list[Count], list[Spread]]:
+        """Return the counters and histograms of the log as they stand."""
+
+        def read(c: Connection, p: Prefixes) -> tuple[list[Count], list[Spread]]:
+            return metrics.counts(c, p["metrics"]), metrics.spreads(c, p["metrics"])
+
+        return await self._read(read)
+
     async def unfinished_runs(self) -> list[RunRow]:
         """Return the runs that have not ended, oldest first."""
         return await self._read(queries.unfinished_runs)
 
     # --------------------------------------------------------------------------- operation
+
+    @property
+    def leading(self) -> bool:
+        """Whether this process folds: one of all that share a database; always, with a file."""
+        return self._runner.leading
 
     async def reached(self, seq: int, projection: str | None = None) -> None:
         """Return once the read models hold everything up to ``seq``.

@@ -196,7 +196,7 @@ def test_saved_head_must_be_one(run: Run) -> None:
 
 
 def test_rebuild(run: Run) -> None:
-    assert "history, timeline, requests rebuilt" in run("rebuild").stdout
+    assert "history, timeline, requests, metrics rebuilt" in run("rebuild").stdout
     done = json.loads(run("rebuild", "history", "--json").stdout)
     assert (list(done["generations"]), done["seq"]) == (["history"], COUNT)
     assert "no projection" in run("rebuild", "hstory", code=2).stderr

@@ -27,7 +27,7 @@ from app.events.store import Append
 from app.projections import ledger, rebuild, runner, sqlite
 from app.projections.database import Connection, Trouble, Where, connect
 from app.projections.history import History as HistoryProjection
-from app.projections.views import Views, named
+from app.projections.views import PROJECTIONS, Views, named
 from tests.projections.histories import History, write
 from tests.support.projections import apart, assert_rebuild_equals_live, dump
 
@@ -97,7 +97,7 @@ CHILD = """
 import asyncio, sys
 from app.events.open import open_store
 from app.projections import rebuild, runner
-from app.projections.views import Views, named
+from app.projections.views import PROJECTIONS, Views, named
 
 runner.BATCH, runner.BULK, rebuild.BATCH = 50, 100, 100
 
@@ -175,7 +175,7 @@ async def test_killed_in_the_middle_of_a_rebuild(
             await asyncio.sleep(0.2)
             await views.rebuild()
         assert dump(where) == before
-        assert len(generations_in(where)) == 3, "the dead rebuild's tables are gone"
+        assert len(generations_in(where)) == len(PROJECTIONS), "the dead rebuild's tables are gone"
 
 
 async def test_another_process_rebuilds_while_this_one_writes_and_reads(
@@ -283,7 +283,7 @@ async def test_rebuild_of_one_projection_leaves_the_others(where: Where) -> None
         assert done.generations == {"timeline": 2}
         assert done.events == done.seq == await store.head()
         found = {cp.name: cp.generation for cp in await views.checkpoints()}
-        assert found == {"history": 1, "timeline": 2, "requests": 1}
+        assert found == {"history": 1, "timeline": 2, "requests": 1, "metrics": 1}
         with pytest.raises(InputError, match="no projection 'nothing'"):
             await views.rebuild(["nothing"])
 
@@ -381,10 +381,20 @@ async def test_rows_that_cannot_be_used_are_folded_again(
         assert set((await generations(store)).values()) == {1}
         incarnation = store.incarnation
         monkeypatch.setattr(HistoryProjection, "version", 2)
-        assert await generations(store) == {"history": 2, "timeline": 1, "requests": 1}
+        assert await generations(store) == {
+            "history": 2,
+            "timeline": 1,
+            "requests": 1,
+            "metrics": 1,
+        }
     async with MemoryStore() as store:  # another log
         await write(store, log.events)
-        assert await generations(store) == {"history": 3, "timeline": 2, "requests": 2}
+        assert await generations(store) == {
+            "history": 3,
+            "timeline": 2,
+            "requests": 2,
+            "metrics": 2,
+        }
         incarnation = store.incarnation
     async with MemoryStore() as store:  # the same log, restored to an earlier end
         store.incarnation = incarnation
@@ -392,7 +402,7 @@ async def test_rows_that_cannot_be_used_are_folded_again(
         async with Views.open(store, where) as views:
             await views.reached(await store.head())
             found = {cp.name: cp.generation for cp in await views.checkpoints()}
-        assert found == {"history": 4, "timeline": 3, "requests": 3}
+        assert found == {"history": 4, "timeline": 3, "requests": 3, "metrics": 3}
         await assert_rebuild_equals_live(store, where)
 
 
@@ -419,7 +429,7 @@ async def test_file_that_is_locked_for_a_while(
         other = connect(path)
         other.begin()
         await write(store, long_log(1, 3).events)
-        await errors_are(views, {"history", "timeline", "requests"})
+        await errors_are(views, set(PROJECTIONS))
         assert "trying again" in caplog.text
         other.rollback()
         other.close()
