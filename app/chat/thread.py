@@ -89,10 +89,12 @@ class ThreadRuns(ThreadJobs):
             return Ack(outcome.version, outcome.last_seq)
 
     async def open(self, user: str) -> None:
-        """Somebody looks at the thread: call the hooks for that, once in this process."""
+        """Somebody looks at the thread: call the hooks for that, once in this process.
+
+        Messages that wait and that nobody is about to answer are answered, however often it was
+        looked at before: who took them may have gone away since, and had nothing begun.
+        """
         state = await self.allowed(user, new_ok=True)
-        if self.opened:
-            return None
         waiting = [] if self.busy else waits(state)
         jobs = [*self._opening(state), *(Job("on_message", m) for m in waiting)]
         if jobs and not self._shared.draining:

@@ -195,6 +195,25 @@ async def test_one_of_two_survivors_ends_a_dead_nodes_run_and_goes_on(
     assert (await b.types(thread)).count("run.interrupted") == 1
 
 
+async def test_what_waits_at_a_node_that_drains_is_answered_where_people_come_back_to(
+    stores: Stores, thread: str
+) -> None:
+    """Also by a node at which the thread was open before."""
+    async with serving(stores[1], app_of(on_message=slow), node="b") as b:
+        async with serving(stores[0], app_of(on_message=slow), node="a") as a:
+            await a.post(thread, "20")
+            await b.runtime.connected(thread, USER)
+            await a.post(thread, "2")
+            await a.runtime.drain()
+        await b.runtime.connected(thread, USER)
+        state = await b.settled(thread, runs=2)
+    check_order(state)
+    assert [(run.node, run.status) for run in state.runs] == [
+        ("a", "completed"),
+        ("b", "completed"),
+    ]
+
+
 @pytest.mark.parametrize("clean", [False, True])
 async def test_one_of_two_survivors_resumes_a_resumable_run(
     stores: Stores, thread: str, clean: bool
