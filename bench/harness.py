@@ -24,13 +24,18 @@ START_SECONDS = 120
 
 
 @contextlib.contextmanager
-def everlog(folder: Path, settings: dict[str, str], *arguments: str) -> Iterator[tuple[int, int]]:
-    """Run ``everlog serve`` on a new log; yields its port and process id once it is ready."""
+def everlog(
+    folder: Path, settings: dict[str, str], *arguments: str, database: str = ""
+) -> Iterator[tuple[int, int]]:
+    """Run ``everlog serve``; yields its port and process id once it is ready.
+
+    Its log is ``database``, by default the file ``bench.db`` in ``folder``.
+    """
     port = _free_port()
     env = {name: value for name, value in os.environ.items() if not name.startswith("EVERLOG_S")}
     env |= {"EVERLOG_LOG__LEVEL": "error", **settings}
     command = [sys.executable, "-m", "app", "serve", *arguments, "--port", str(port)]
-    command += ["--database", str(folder / "bench.db")]
+    command += ["--database", database or str(folder / "bench.db")]
     child = subprocess.Popen(command, env=env)
     try:
         _await_ready(child, port)
