@@ -53,6 +53,9 @@ _ARRAYS = {int: "bigint[]", bool: "bigint[]", str: "text[]", float: "float8[]", 
 _ABOUT_VALUES = ("22", "23", "54")
 """Classes of errors about what was written, not about the database."""
 
+_LOST = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""What asyncpg raises when a connection dies; the last when it does so between two messages."""
+
 
 def _settings(purpose: Purpose) -> dict[str, str]:
     common = {
@@ -149,10 +152,10 @@ class PostgresConnection(Connection):
                 self._connection.terminate()
             kind = Moved if state == "42P01" else Trouble
             raise kind(self._said(error), hint=pg.store_error(error).hint) from error
-        except (OSError, asyncpg.InterfaceError, TimeoutError) as error:
+        except (*_LOST, TimeoutError) as error:
             if isinstance(error, ValueError):  # a value of the wrong kind
                 raise
-            if isinstance(error, TimeoutError):
+            if isinstance(error, TimeoutError | asyncpg.InternalClientError):
                 self._connection.terminate()
             raise Trouble(self._said(error)) from error
 
