@@ -191,7 +191,9 @@ class Core:
         sampled = self.scheduler.commit(works, self.runner.execute(works))
         if sampled:
             outputs = [self._output(result) for result in sampled]
-            self._out.append(Step(time=time.time(), outputs=outputs))
+            blocks = self.scheduler.blocks
+            used = blocks.num_blocks - blocks.available
+            self._out.append(Step(time=time.time(), outputs=outputs, used=used))
 
     def _output(self, result: Sampled) -> Output:
         sequence, token, reason = result

@@ -139,10 +139,14 @@ class Output(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class Step(_Frame, frozen=True, kw_only=True):
-    """What one step of the core produced. ``time``: seconds since the epoch."""
+    """What one step of the core produced.
+
+    ``time`` is seconds since the epoch; ``used`` is how many KV blocks sequences own after it.
+    """
 
     time: float
     outputs: list[Output]
+    used: int = 0
 
 
 class Preempted(_Frame, frozen=True, kw_only=True):

@@ -88,6 +88,14 @@ class EngineHost:
         self._drained = asyncio.Lock()
         self._entered = False
         self._scope = anyio.CancelScope()
+        self._used = 0
+
+    @property
+    def cache_usage(self) -> float:
+        """Part of the KV cache's blocks that requests own, 0 to 1, after the last step."""
+        if self.model is None or not len(self._claims):
+            return 0.0
+        return min(1.0, self._used / max(1, self.model.blocks))
 
     # -------------------------------------------------------------------------------- life
 
@@ -276,7 +284,8 @@ class EngineHost:
         worked = False
         while frames := await core.receive():
             for frame in frames:
-                worked = worked or isinstance(frame, Step)
+                if isinstance(frame, Step):
+                    worked, self._used = True, frame.used
                 self._claims.handle(frame)
         return worked
 

@@ -20,6 +20,7 @@ from app.events.backend import Reading, Remembered, Row
 from app.events.envelope import Event
 from app.events.feed import Feed
 from app.events.lifecycle import TRANSITIONS
+from app.events.meter import Meter
 from app.events.moves import ArchiveBusy, Move, Part, Upload
 from app.events.objects import Objects
 from app.events.ops import Claim, Erasure, Expire, Heartbeat, Load, Op, Redact
@@ -215,6 +216,11 @@ class LogStore(ABC):
 
         """
         return True
+
+    @property
+    def meters(self) -> tuple[Meter, Meter]:
+        """What this process measured of its commits; see `GroupCommit`: waits and sizes."""
+        return self._writer.waits, self._writer.sizes
 
     async def _submit(self, op: Op) -> Any:
         self._refuse_unless_writable()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from app.events.meter import Meter
 from app.events.ops import Op
 from app.events.store import StoreClosed, StoreError
 
@@ -16,6 +18,10 @@ __all__ = ["GroupCommit"]
 log = logging.getLogger(__name__)
 
 Pending = tuple[Op, "asyncio.Future[Any]"]
+
+WAITS = tuple(m * 10.0**e for e in range(-4, 1) for m in (1, 2.5, 5))
+"""Seconds: 0.1 ms to 5 s."""
+SIZES = tuple(2.0**e for e in range(14))
 
 
 class GroupCommit:
@@ -32,6 +38,10 @@ class GroupCommit:
         between: Called after each batch, when its callers have been answered.
         idle: Called once when nothing was written for ``idle_seconds``.
         limit: Most operations waiting; further callers wait for room.
+
+    Attributes:
+        waits: Seconds from the first operation of a batch to the batch's commit.
+        sizes: Operations in a batch.
 
     """
 
@@ -54,6 +64,9 @@ class GroupCommit:
         self._bell: asyncio.Future[None] | None = None
         self._closing = False
         self._task: asyncio.Task[None] | None = None
+        self._since = 0.0  # when the first of those that wait came
+        self.waits = Meter(WAITS)
+        self.sizes = Meter(SIZES)
 
     def start(self) -> None:
         """Start the writer task on the running loop."""
@@ -66,6 +79,8 @@ class GroupCommit:
         if self._closing:
             raise StoreClosed("the store is closed")
         future = asyncio.get_running_loop().create_future()
+        if not self._pending:
+            self._since = time.perf_counter()
         self._pending.append((op, future))
         self._ring()
         return await future
@@ -78,6 +93,8 @@ class GroupCommit:
             raise StoreClosed("the store is closed")
         loop = asyncio.get_running_loop()
         futures = [loop.create_future() for _ in ops]
+        if not self._pending:
+            self._since = time.perf_counter()
         self._pending.extend(zip(ops, futures, strict=True))
         self._ring()
         return await asyncio.gather(*futures)
@@ -112,8 +129,11 @@ class GroupCommit:
         while True:
             if self._pending:
                 batch, self._pending = self._pending, []
+                since = self._since
                 self._make_room()
                 await self._write(batch)
+                self.waits.observe(time.perf_counter() - since)
+                self.sizes.observe(len(batch))
                 await self._maintain(self._between)
                 wrote = True
             elif self._closing:

@@ -17,7 +17,7 @@ from app.projections.database import Connection
 from app.projections.projection import Projection, handles
 from app.projections.rows import Rows, Table
 
-__all__ = ["FAMILIES", "Count", "Family", "Metrics", "Spread", "counts", "spreads"]
+__all__ = ["FAMILIES", "Count", "Family", "Metrics", "Spread", "counts", "flights", "spreads"]
 
 _SECONDS = (
     *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
@@ -125,6 +125,7 @@ class Flight(msgspec.Struct):
     queued: int
     max_tokens: int | None
     started: bool = False
+    running: bool = False
     epoch: int = 0
     last: int | None = None
     offset: float = 0.0
@@ -192,7 +193,10 @@ class Metrics(Projection):
     @handles(c.RequestStarted)
     def started(self, rows: Rows, event: Event, data: c.RequestStarted) -> None:
         row = self._flight(rows, event, data.request)
-        if row is None or row.started:  # computed again elsewhere: counted once
+        if row is None:
+            return
+        row.running = True
+        if row.started:  # computed again elsewhere: counted once
             return
         row.started, row.model = True, data.model
         _add(rows, "prompt_tokens", row.model, by=data.prompt_tokens)
@@ -206,13 +210,21 @@ class Metrics(Projection):
         row = self._flight(rows, event, data.request)
         if row is not None:
             row.preempted += 1
+            row.running = False
             _add(rows, "num_preemptions", row.model)
 
     @handles(c.RequestAbandoned)
     def abandoned(self, rows: Rows, event: Event, data: c.RequestAbandoned) -> None:
         row = self._flight(rows, event, data.request)
         if row is not None:
+            row.running = False
             _add(rows, "num_abandoned", row.model)
+
+    @handles(c.RequestResumed)
+    def resumed(self, rows: Rows, event: Event, data: c.RequestResumed) -> None:
+        row = self._flight(rows, event, data.request)
+        if row is not None:
+            row.running = True
 
     @handles(c.TokensGenerated)
     def tokens(self, rows: Rows, event: Event, data: c.TokensGenerated) -> None:
@@ -305,6 +317,12 @@ def counts(connection: Connection, prefix: str) -> list[Count]:
     """Read all counters; ``prefix`` is that of the tables that serve."""
     sql = f"SELECT {COUNT.names} FROM {prefix}count ORDER BY name, a, b"
     return [COUNT.unpack(row) for row in connection.all(sql)]
+
+
+def flights(connection: Connection, prefix: str) -> list[tuple[str, bool, int]]:
+    """Count the requests that have not ended: model, whether it runs, how many."""
+    sql = f"SELECT model, running, count(*) FROM {prefix}flight GROUP BY model, running"
+    return [(model, bool(running), number) for model, running, number in connection.all(sql)]
 
 
 def spreads(connection: Connection, prefix: str) -> list[Spread]:

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -32,6 +32,7 @@ from app.projections.timeline import Timeline
 __all__ = [
     "PROJECTIONS",
     "Checkpoint",
+    "Metered",
     "RequestRow",
     "RunRow",
     "Span",
@@ -52,6 +53,14 @@ TRIES = 5
 PROJECTIONS: dict[str, type[Projection]] = {
     p.name: p for p in (History, Timeline, Requests, Metrics)
 }
+
+
+class Metered(NamedTuple):
+    """What is counted of a log; ``flights`` are the open requests: model, running, how many."""
+
+    counts: list[Count]
+    spreads: list[Spread]
+    flights: list[tuple[str, bool, int]]
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
@@ -227,11 +236,12 @@ class Views:
         """Return engine requests, the newest first; only those in ``state`` if given."""
         return await self._read(lambda c, p: queries.requests(c, p, state=state, limit=limit))
 
-    async def metrics(self) -> tuple[list[Count], list[Spread]]:
+    async def metrics(self) -> Metered:
         """Return the counters and histograms of the log as they stand."""
 
-        def read(c: Connection, p: Prefixes) -> tuple[list[Count], list[Spread]]:
-            return metrics.counts(c, p["metrics"]), metrics.spreads(c, p["metrics"])
+        def read(c: Connection, using: Prefixes) -> Metered:
+            p = using["metrics"]
+            return Metered(metrics.counts(c, p), metrics.spreads(c, p), metrics.flights(c, p))
 
         return await self._read(read)
 

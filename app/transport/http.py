@@ -23,6 +23,7 @@ from app.transport.access import Owners
 from app.transport.auth import Auth, authenticate
 from app.transport.door import Door
 from app.transport.items import ItemCache
+from app.transport.metrics import MetricsPage
 from app.transport.openai import routes as openai
 from app.transport.origin import Gate
 from app.transport.problem import HANDLERS, number, problem
@@ -75,6 +76,11 @@ class Source(openai.Source, Protocol):
         ...
 
     @property
+    def metrics(self) -> MetricsPage:
+        """What Prometheus scrapes."""
+        ...
+
+    @property
     def cache(self) -> ItemCache:
         """Encoded items."""
         ...
@@ -100,6 +106,7 @@ def application(source: Source, gate: Gate, files: StaticFiles | None = None) ->
         ("/health", api.ready),
         ("/ping", api.ready),
         ("/version", api.version),
+        ("/metrics", source.metrics.page),
         ("/api/info", api.info),
         ("/api/threads", api.threads),
         ("/api/threads/{thread}", api.thread),

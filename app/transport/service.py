@@ -29,6 +29,7 @@ from app.transport import protocol as wire
 from app.transport.auth import Auth, needed
 from app.transport.connection import Edge
 from app.transport.http import REACH_SECONDS, Info
+from app.transport.metrics import MetricsPage
 from app.transport.openai.active import Active
 from app.transport.origin import Gate
 from app.transport.protocol import encode
@@ -95,6 +96,7 @@ class Service:
         self.cache = self.edge.cache
         self.gate = Gate(config.server.host, config.server.origins)
         self.hub = Hub(self.edge.serve, gate=self.gate, max_frame=config.server.max_frame)
+        self.metrics = MetricsPage(self)
         self.stopping = asyncio.Event()
 
     @property
@@ -132,6 +134,11 @@ class Service:
     def context(self) -> int | None:
         """Tokens that every loaded model can read; None while none is known."""
         return min((model.context for model in self.offered), default=None)
+
+    @property
+    def served(self) -> list[str]:
+        """Names of the loaded models."""
+        return sorted({model.model for model in self.offered})
 
     def stop(self) -> None:
         """Begin to drain; `serve` returns once it has."""
