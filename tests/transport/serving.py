@@ -13,7 +13,7 @@ from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
 
-from app.config import Config, DatabaseConfig, EngineConfig, ServerConfig
+from app.config import ApiConfig, Config, DatabaseConfig, EngineConfig, ServerConfig
 from app.transport.server import Service, serve
 
 #: A chat without a model. What it does depends on what it is told.
@@ -44,13 +44,20 @@ def chat_file(folder: Path) -> Path:
 
 @contextlib.asynccontextmanager
 async def serving(
-    folder: Path, *, port: int = 0, file: Path | None = None, watch: bool = False, **server: Any
+    folder: Path,
+    *,
+    port: int = 0,
+    file: Path | None = None,
+    watch: bool = False,
+    api: ApiConfig | None = None,
+    **server: Any,
 ) -> AsyncIterator[Service]:
     """Run the service on a free port with a SQLite log; drains at the end."""
     config = Config(
         server=ServerConfig(port=port, drain_seconds=2, **server),
         database=DatabaseConfig(url=f"sqlite:///{folder / 'log.db'}", synchronous="normal"),
         engine=EngineConfig(enabled=False),
+        api=api or ApiConfig(),
     )
     ready: asyncio.Future[Service] = asyncio.get_running_loop().create_future()
     running = asyncio.create_task(
