@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 from contextlib import aclosing
 from pathlib import Path
@@ -71,6 +72,13 @@ async def test_an_answer_survives_cuts_and_a_restart_in_the_middle(tmp_path: Pat
             assert state.requests[-1].tokens == expected.requests[-1].tokens
             assert state.requests[-1].epoch > 1
             assert len(seen) == 3
+            page = (await http(f"{server.url}/metrics?log=1")).body.decode()
+            generated = sum(float(n) for n in re.findall(r"generation_tokens_total{.*} (.*)", page))
+            whole_story = len(state.requests[-1].tokens) * 2
+            assert whole_story < generated < whole_story + 64, "each token once, the restart or not"
+            assert re.search(r"request_success_total{.*stop.*} 1.0", page)
+            assert re.search(r"time_to_first_token_seconds_count{.*} 3.0", page)
+            assert re.search(r"cache_config_info{.*} 1.0", page)
     finally:
         if server.process is not None and server.process.poll() is None:
             await asyncio.to_thread(server.kill)
