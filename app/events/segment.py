@@ -291,8 +291,8 @@ class Reader:
         if len(foot) != _FOOT.size:
             raise DamagedSegment("it does not end like one")
         offset, size, digest = _FOOT.unpack(foot)
-        packed = self.data[offset : offset + size]
-        if sha256(packed).digest() != digest:
+        packed = self._skipped(offset - _SKIP.size)  # its frame, too, must be whole
+        if len(packed) != size or sha256(packed).digest() != digest:
             raise DamagedSegment("its index does not match its SHA-256")
         try:
             raw = zstandard.ZstdDecompressor().decompress(packed, max_output_size=MOST)
