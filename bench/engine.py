@@ -108,9 +108,9 @@ def _run_ours(runner: ModelRunner, prompts: list[list[int]], count: int) -> list
 
 
 def _step(runner: ModelRunner, works: list[Work]) -> None:
-    for work, token in zip(works, runner.execute(works), strict=True):
-        assert token is not None
-        work.sequence.tokens.append(token)
+    for work, draw in zip(works, runner.execute(works), strict=True):
+        assert draw is not None
+        work.sequence.tokens += draw.tokens
 
 
 @torch.inference_mode()

@@ -121,10 +121,10 @@ def _check_params(given: dict[str, Any]) -> None:
         if name not in types:
             raise InputError(f"there is no {name!r}", field="params")
         try:
-            msgspec.convert(value, types[name])
+            msgspec.convert(value, types[name], str_keys=True)
         except msgspec.ValidationError as error:
             raise InputError(str(error), field=f"params.{name}") from None
-    validate(msgspec.convert(given, SamplingParams))
+    validate(msgspec.convert(given, SamplingParams, str_keys=True))
 
 
 def _check_text(value: str, field: str, most: int) -> None:

@@ -14,7 +14,8 @@ from app.cli.root import everlog
 from app.errors import EverlogError
 from app.settings import Loaded
 
-#: Fields of `SamplingParams`, without importing it: their types, and what they do.
+#: Fields of `SamplingParams`, without importing it: their types, and what they do. What takes more
+#: than a word to say, or is not shown in a terminal, stands in ELSEWHERE.
 SAMPLING: dict[str, tuple[type, str]] = {
     "temperature": (float, "0 is greedy; larger is more random."),
     "top_k": (int, "Draw from the so many likeliest tokens; 0 is off."),
@@ -31,6 +32,7 @@ SAMPLING: dict[str, tuple[type, str]] = {
     "seed": (int, "The same seed gives the same answer."),
 }
 SEVERAL = ("stop", "stop_token_ids")
+ELSEWHERE = {"logit_bias", "logprobs", "prompt_logprobs", "structured", "processors"}
 
 
 def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -81,13 +81,19 @@ class BlockManager:
         return True
 
     def grow(self, sequence: Sequence) -> bool:
-        """Make sure there is a place for every token; False if the one more block is not there."""
-        if len(sequence.blocks) * self.block_size >= len(sequence.tokens):
-            return True
-        if not self.available:
-            return False
-        sequence.blocks.append(self._take())
+        """Make sure there is a place for every token; False if a block for it is not there.
+
+        What could be had is kept.
+        """
+        while not self.covers(sequence):
+            if not self.available:
+                return False
+            sequence.blocks.append(self._take())
         return True
+
+    def covers(self, sequence: Sequence) -> bool:
+        """Whether there is a place for every token."""
+        return len(sequence.blocks) * self.block_size >= len(sequence.tokens)
 
     def record(self, sequence: Sequence) -> None:
         """Make the sequence's blocks that are full and computed findable for others."""
@@ -130,7 +136,7 @@ class BlockManager:
         """Blocks of the longest computed prefix, and the digest of the last of them."""
         digest = blake2b((sequence.salt or "").encode(), digest_size=16).digest()
         found: list[int] = []
-        if not self.prefix_cache:
+        if not self.prefix_cache or sequence.scores_prompt:  # then all logits are wanted
             return found, digest
         for index in range((len(sequence.tokens) - 1) // self.block_size):
             following = self._chain(digest, sequence, index)

@@ -80,7 +80,7 @@ class Claims:
         code, message = "error", ""
         try:
             payload = queued(claim)
-            validate(payload.params)
+            validate(payload.params, form=False)  # that was done before it was queued
             past = await history(self._store, claim)
         except InputError as error:
             code, message = "invalid", str(error)

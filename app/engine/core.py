@@ -36,6 +36,7 @@ from app.engine.frames import (
     ToCore,
 )
 from app.engine.runner import ModelRunner
+from app.engine.sampling import validate_ids
 from app.engine.scheduler import Sampled, Scheduler
 from app.engine.sequence import Sequence
 from app.errors import EverlogError, InputError
@@ -112,6 +113,7 @@ class Core:
             self._stopping = True
 
     def _add(self, add: Add) -> None:
+        validate_ids(add.params, self.runner.tokenizer.vocab_size)
         sequence = Sequence(
             add.request,
             self._prompt(add),
@@ -136,7 +138,9 @@ class Core:
             )
             output = Output(request=add.request, tokens=[], text=text.finish(), reason=ended)
             self._out += [started, Step(time=now, outputs=[output])]
-        elif self.scheduler.add(sequence):
+            return
+        self.runner.prepare(sequence)
+        if self.scheduler.add(sequence):
             self._texts[add.request] = text
 
     def _prompt(self, add: Add) -> list[int]:
@@ -180,34 +184,43 @@ class Core:
 
     def _step(self) -> None:
         works = self.scheduler.schedule(time.time())
-        for notice in self.scheduler.notices:
-            self._out.append(notice)
-            if isinstance(notice, Failed):
-                self._forget(notice.request)
-        self.scheduler.notices.clear()
+        self._notify()
         if not works:
             return
         self._flush()  # what started is known before the step, however long that takes
         sampled = self.scheduler.commit(works, self.runner.execute(works))
+        self._notify()
         if sampled:
             outputs = [self._output(result) for result in sampled]
             blocks = self.scheduler.blocks
             used = blocks.num_blocks - blocks.available
             self._out.append(Step(time=time.time(), outputs=outputs, used=used))
 
+    def _notify(self) -> None:
+        for notice in self.scheduler.notices:
+            self._out.append(notice)
+            if isinstance(notice, Failed):
+                self._forget(notice.request)
+        self.scheduler.notices.clear()
+
     def _output(self, result: Sampled) -> Output:
-        sequence, token, reason = result
+        sequence, tokens, reason, logprobs, prompt = result
         request = sequence.request
         detokenizer = self._texts[request]
         # A token that ends the output has no text, even one that is not special.
-        text = "" if reason == "stop" else detokenizer.push(token)
+        spoken = tokens[:-1] if reason == "stop" else tokens
+        text, said = "", 0
+        while said < len(spoken) and not detokenizer.stopped:
+            text += detokenizer.push(spoken[said])
+            said += 1
         if detokenizer.stopped:
-            reason = "stop"
+            reason, tokens = "stop", tokens[:said]
+            logprobs = logprobs and logprobs[:said]
             self.scheduler.end(request)
         if reason is not None:
             text += detokenizer.finish()
             self._forget(request)
-        return Output(request=request, tokens=[token], text=text, reason=reason)
+        return Output(request, tokens, text, reason, logprobs, prompt)
 
     def _forget(self, request: str) -> None:
         self._texts.pop(request, None)

@@ -158,25 +158,20 @@ class Answer:
         return Append(stream=self.stream, events=events, fence=self.fence)
 
     def _pack(self) -> None:
-        """Make ``tokens.generated`` of the pieces."""
-        tokens: list[int] = []
-        texts: list[str] = []
-        offsets: list[float] = []
-        first = self._times[1]
-        for output, now in self._pieces:
-            tokens += output.tokens
-            texts.append(output.text)
-            offsets += [round((now - first) * 1e3, 1)] * len(output.tokens)
-            if len(tokens) >= self._max_tokens:
-                self._emit(tokens, texts, offsets)
-                tokens, texts, offsets = [], [], []
-        if texts:
-            self._emit(tokens, texts, offsets)
+        """Make ``tokens.generated`` of the pieces, none of which is cut."""
+        begin, size = 0, 0
+        for end, (output, _) in enumerate(self._pieces, 1):
+            size += len(output.tokens)
+            if size >= self._max_tokens or end == len(self._pieces):
+                self._emit(self._pieces[begin:end])
+                begin, size = end, 0
         self._pieces = []
         self._waiting = 0
 
-    def _emit(self, tokens: list[int], texts: list[str], offsets: list[float]) -> None:
-        text = "".join(texts)
+    def _emit(self, pieces: list[tuple[Output, float]]) -> None:
+        first = self._times[1]
+        tokens = [token for output, _ in pieces for token in output.tokens]
+        text = "".join([output.text for output, _ in pieces])
         self._payloads.append(
             TokensGenerated(
                 request=self.request,
@@ -185,7 +180,9 @@ class Answer:
                 index=self._committing,
                 tokens=tokens,
                 text=text,
-                offsets=offsets,
+                offsets=[round((now - first) * 1e3, 1) for o, now in pieces for _ in o.tokens],
+                logprobs=[one for output, _ in pieces for one in output.logprobs or ()],
+                prompt_logprobs=[one for output, _ in pieces for one in output.prompt or ()],
             )
         )
         self._texts.append(text)

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from app.engine.sampling import SamplingParams
+from app.engine.sampling import SamplingParams, TokenLogprobs
 from app.events.catalogue import ChatMessage
 
 __all__ = [
@@ -129,13 +129,16 @@ class Output(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """New tokens of one request. ``reason`` is ``stop`` or ``length`` on the last.
 
     ``text`` is what became certain: never half a character, never part of a stop string. The end
-    of sequence token is not in ``tokens``' text. Joining the texts gives the whole output.
+    of sequence token is not in ``tokens``' text. Joining the texts gives the whole output. Tokens
+    that come together are committed together. ``prompt`` has the prompt's log probabilities.
     """
 
     request: str
     tokens: list[int]
     text: str
     reason: str | None
+    logprobs: list[TokenLogprobs] | None = None
+    prompt: list[TokenLogprobs | None] | None = None
 
 
 class Step(_Frame, frozen=True, kw_only=True):

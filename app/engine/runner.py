@@ -14,12 +14,12 @@ import torch
 
 from app.engine.attention import AttentionBackend, Span, TorchAttention
 from app.engine.cache import KVCache, plan_blocks
+from app.engine.drawing import Drawer
 from app.engine.frames import CoreConfig
 from app.engine.models.base import Model
 from app.engine.models.linear import packs
 from app.engine.models.registry import lookup
-from app.engine.sampler import Sampler
-from app.engine.sequence import Work
+from app.engine.sequence import Draw, Sequence, Work
 from app.engine.template import ChatTemplate
 from app.engine.tokenizer import Tokenizer
 from app.engine.weights import digest, open_checkpoint
@@ -75,13 +75,13 @@ class ModelRunner:
         self,
         model: Model,
         attention: AttentionBackend,
-        sampler: Sampler,
+        drawer: Drawer,
         tokenizer: Tokenizer,
         info: ModelInfo,
     ) -> None:
         self.info, self.tokenizer = info, tokenizer
         self.template = ChatTemplate(tokenizer.chat_template, tokenizer)
-        self._model, self._attention, self._sampler = model, attention, sampler
+        self._model, self._attention, self._drawer = model, attention, drawer
         self._device = torch.device(info.device)
 
     @classmethod
@@ -131,29 +131,44 @@ class ModelRunner:
             eos=tokenizer.eos,
             load_time=time.perf_counter() - began,
         )
-        return cls(model, attention, Sampler(tokenizer.eos), tokenizer, info)
+        return cls(model, attention, Drawer(tokenizer, model.shape.vocab), tokenizer, info)
 
-    def execute(self, works: Seq[Work]) -> list[int | None]:
+    def prepare(self, sequence: Sequence) -> None:
+        """Make ready what a sequence needs beside the model, before its first work.
+
+        Raises:
+            InputError: It asks for something that is not to be had.
+
+        """
+        self._drawer.prepare(sequence)
+
+    def execute(self, works: Seq[Work]) -> list[Draw | None]:
         """Run one step.
 
         Returns:
-            For each work the drawn token, or None where the work does not reach the last token.
+            For each work what follows, or None where the work does not reach the last token.
             Sequences are left as they are.
 
         """
         if not works:
             return []
-        logits, order = self._forward(works)
-        result: list[int | None] = [None] * len(works)
-        if logits is not None:
-            tokens = self._sampler.sample(logits, [works[i].sequence for i in order])
-            for index, token in zip(order, tokens, strict=True):
-                result[index] = token
+        logits, order, prompts = self._forward(works)
+        result: list[Draw | None] = [None] * len(works)
+        if logits is None:
+            return result
+        at = len(order)
+        for work, count in prompts:
+            self._drawer.score(work, logits[at : at + count])
+            at += count
+        if order:
+            draws = self._drawer.draw(logits[: len(order)], [works[i].sequence for i in order])
+            for index, draw in zip(order, draws, strict=True):
+                result[index] = draw
         return result
 
     def logits(self, works: Seq[Work]) -> torch.Tensor:
         """Run one step and return float32 logits ``[n, vocab]`` of the works that sample."""
-        logits, order = self._forward(works)
+        logits, order, _ = self._forward(works)
         if logits is None:
             return torch.empty(0, self._model.shape.vocab)
         back = sorted(range(len(order)), key=order.__getitem__)
@@ -161,16 +176,23 @@ class ModelRunner:
 
     def release(self, request: str) -> None:
         """Forget what is kept for a request outside its sequence."""
-        self._sampler.release(request)
+        self._drawer.release(request)
 
     @torch.inference_mode()
-    def _forward(self, works: Seq[Work]) -> tuple[torch.Tensor | None, list[int]]:
-        """Logits of the works that sample, and their indices in the order of the rows."""
+    def _forward(
+        self, works: Seq[Work]
+    ) -> tuple[torch.Tensor | None, list[int], list[tuple[Work, int]]]:
+        """Logits of the works that sample, and their indices in the order of the rows.
+
+        Behind them come the rows of works whose prompts are scored; so many of each.
+        """
         order = _arrange(works)
         ordered = [works[i] for i in order]
         decodes = sum(work.length == 1 for work in ordered)
         tokens: list[int] = []
         spans, last, sampled = [], [], []
+        inner: list[int] = []  # rows of prompts
+        prompts: list[tuple[Work, int]] = []
         for index, work in zip(order, ordered, strict=True):
             sequence, end = work.sequence, work.start + work.length
             spans.append(Span(work.start, work.length, sequence.blocks))
@@ -178,18 +200,23 @@ class ModelRunner:
             if work.samples:
                 last.append(len(tokens) - 1)
                 sampled.append(index)
+            if sequence.scores_prompt:
+                count = min(end, sequence.prompt_len - 1) - work.start
+                first = len(tokens) - work.length
+                inner += range(first, first + count)
+                prompts.append((work, count))
         positions = np.concatenate([np.arange(s.start, s.end) for s in spans])
         self._attention.plan(spans, decodes)
         rows = None
-        if len(last) != len(tokens):
-            rows = torch.tensor(last, dtype=torch.int64, device=self._device)
+        if inner or len(last) != len(tokens):
+            rows = torch.tensor(last + inner, dtype=torch.int64, device=self._device)
         logits = self._model.forward(
             torch.tensor(tokens, device=self._device),
             torch.from_numpy(positions).to(self._device),
             self._attention.attend,
             rows,
         )
-        return (logits if sampled else None), sampled
+        return (logits if sampled or inner else None), sampled, prompts
 
 
 def _arrange(works: Seq[Work]) -> list[int]:

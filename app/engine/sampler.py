@@ -1,8 +1,9 @@
 """Logits to tokens, for a whole batch at once.
 
-Order: penalties, ``min_tokens``, temperature, then top-k, top-p (of what top-k leaves) and min-p
-(relative to the most probable token); a token must pass all three. Tokens of equal logits stay or
-go together, so the set that remains does not depend on how a sort breaks ties.
+Order: penalties, bias, hooks (plugins, masks), ``min_tokens``, temperature, then top-k, top-p (of
+what top-k leaves) and min-p (relative to the most probable token); a token must pass all three.
+Tokens of equal logits stay or go together, so the set that remains does not depend on how a sort
+breaks ties.
 
 A draw is the inverse of the cumulative distribution in order of token ids, at a number that is a
 function of (seed, position) alone. Sums run along the vocabulary one after the other in float64.
@@ -12,6 +13,7 @@ So neither batch composition, nor preemption, nor a restart changes what a given
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 
 import numpy as np
@@ -21,7 +23,10 @@ from app.engine.philox import uniform
 from app.engine.sampling import SamplingParams
 from app.engine.sequence import Sequence
 
-__all__ = ["Sampler"]
+__all__ = ["Hook", "Sampler", "too_short"]
+
+Hook = Callable[[torch.Tensor], None]
+"""Changes the float32 scores ``[vocab]`` of a row in place."""
 
 _CANDIDATES = 256  # tokens sorted at first for top-k and top-p; all are where these do not suffice
 
@@ -38,18 +43,31 @@ class Sampler:
         self._eos = tuple(eos)
         self._counts: dict[str, _Counts] = {}
 
-    def sample(self, logits: torch.Tensor, sequences: Seq[Sequence]) -> list[int]:
-        """Token ids for rows ``[R, vocab]`` of logits, any float type, left as they are."""
-        rows = [i for i, s in enumerate(sequences) if not self._plain(s)]
+    def sample(
+        self,
+        logits: torch.Tensor,
+        sequences: Seq[Sequence],
+        hooks: Mapping[int, Hook] | None = None,
+    ) -> list[int]:
+        """Token ids for rows ``[R, vocab]`` of logits, any float type, left as they are.
+
+        Args:
+            logits: One row for each sequence.
+            sequences: Whose next tokens are drawn.
+            hooks: Called for some rows, by their indices.
+
+        """
+        hooks = hooks or {}
+        rows = [i for i, s in enumerate(sequences) if i in hooks or not self._plain(s)]
         if not rows:
             return _greedy(logits)
         if len(rows) == len(sequences):
-            return self._general(logits.to(torch.float32, copy=True), sequences)
+            return self._general(logits.to(torch.float32, copy=True), sequences, hooks)
         tokens = _greedy(logits)
         chosen = logits[torch.tensor(rows, device=logits.device)].float()
-        for row, token in zip(
-            rows, self._general(chosen, [sequences[i] for i in rows]), strict=True
-        ):
+        hooks = {at: hooks[row] for at, row in enumerate(rows) if row in hooks}
+        drawn = self._general(chosen, [sequences[i] for i in rows], hooks)
+        for row, token in zip(rows, drawn, strict=True):
             tokens[row] = token
         return tokens
 
@@ -59,10 +77,16 @@ class Sampler:
 
     def _plain(self, sequence: Sequence) -> bool:
         p = sequence.params
-        return p.temperature == 0 and not _penalized(p) and not _too_short(sequence)
+        changed = _penalized(p) or p.logit_bias or too_short(sequence)
+        return p.temperature == 0 and not changed
 
-    def _general(self, scores: torch.Tensor, sequences: Seq[Sequence]) -> list[int]:
+    def _general(
+        self, scores: torch.Tensor, sequences: Seq[Sequence], hooks: Mapping[int, Hook]
+    ) -> list[int]:
         self._penalize(scores, sequences)
+        _bias(scores, sequences)
+        for row, hook in hooks.items():
+            hook(scores[row])
         self._forbid(scores, sequences)
         drawn = [i for i, s in enumerate(sequences) if s.params.temperature > 0]
         if not drawn:
@@ -113,7 +137,7 @@ class Sampler:
     def _forbid(self, scores: torch.Tensor, sequences: Seq[Sequence]) -> None:
         rows, ids = [], []
         for index, sequence in enumerate(sequences):
-            if _too_short(sequence):
+            if too_short(sequence) and sequence.params.structured is None:
                 ends = [
                     i for i in {*self._eos, *sequence.params.stop_token_ids} if i < scores.shape[1]
                 ]
@@ -153,7 +177,22 @@ def _penalized(p: SamplingParams) -> bool:
     return p.repetition_penalty != 1.0 or p.presence_penalty != 0.0 or p.frequency_penalty != 0.0
 
 
-def _too_short(sequence: Sequence) -> bool:
+def _bias(scores: torch.Tensor, sequences: Seq[Sequence]) -> None:
+    rows: list[int] = []
+    ids: list[int] = []
+    values: list[float] = []
+    for index, sequence in enumerate(sequences):
+        bias = sequence.params.logit_bias
+        rows += [index] * len(bias)
+        ids += bias.keys()
+        values += bias.values()
+    if rows:
+        at = (torch.tensor(rows, device=scores.device), torch.tensor(ids, device=scores.device))
+        scores[at] += torch.tensor(values, device=scores.device, dtype=scores.dtype)
+
+
+def too_short(sequence: Sequence) -> bool:
+    """Whether it must not end yet."""
     return len(sequence.tokens) - sequence.prompt_len < sequence.params.min_tokens
 
 
@@ -226,7 +265,7 @@ def _within(
     width = ordered.shape[1]
     last = ordered.gather(1, (k - 1).clamp(max=width - 1))
     # with ties of the k-th: they stay or go together, so their end must be in sight
-    sees_k = (k >= vocab) | (ordered[:, -1:] < last)
+    sees_k = (k >= vocab) | (ordered[:, -1:] < last) | (last == -torch.inf)
     reached = ordered.exp().cumsum(-1, dtype=torch.float64)
     kept = (ordered >= last).sum(-1, keepdim=True)
     total = torch.where(k >= vocab, total, reached.gather(1, kept - 1))

@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 from app.engine.blocks import BlockManager
 from app.engine.frames import Failed, Preempted, Resumed, Started
-from app.engine.sequence import Sequence, State, Work
+from app.engine.sampling import TokenLogprobs
+from app.engine.sequence import Draw, Sequence, State, Work
 
 __all__ = ["Notice", "Sampled", "Scheduler"]
 
@@ -30,11 +31,16 @@ _first = itemgetter(0)
 
 
 class Sampled(NamedTuple):
-    """A sequence got a token. With a ``reason`` (``stop``, ``length``) it was the last one."""
+    """A sequence got tokens. With a ``reason`` (``stop``, ``length``) they were the last ones.
+
+    The log probabilities are as in `Draw`.
+    """
 
     sequence: Sequence
-    token: int
+    tokens: list[int]
     reason: str | None
+    logprobs: list[TokenLogprobs] | None = None
+    prompt: list[TokenLogprobs | None] | None = None
 
 
 class Scheduler:
@@ -143,37 +149,56 @@ class Scheduler:
             self._admit(works, budget, now)
         return works
 
-    def commit(self, works: Series[Work], sampled: Series[int | None]) -> list[Sampled]:
+    def commit(self, works: Series[Work], draws: Series[Draw | None]) -> list[Sampled]:
         """Take in what a step computed; sequences that got their last token are gone afterwards.
+
+        Those that cannot go on are gone too; that is added to ``notices``.
 
         Args:
             works: What `schedule` returned.
-            sampled: For each work the next token, if the work reached the last one.
+            draws: For each work what follows, if the work reached the last token.
 
         """
         results: list[Sampled] = []
-        for work, token in zip(works, sampled, strict=True):
+        for work, draw in zip(works, draws, strict=True):
             sequence = work.sequence
             sequence.computed = work.start + work.length
             self.blocks.record(sequence)
-            if token is None:
+            if draw is None:
                 continue
+            if draw.error is not None:
+                self.end(sequence.request)
+                failed = Failed(request=sequence.request, code="error", message=draw.error)
+                self.notices.append(failed)
+                continue
+            tokens, reason = self._extend(sequence, draw.tokens)
+            if reason is not None:
+                self.end(sequence.request)
+            logprobs = draw.logprobs and draw.logprobs[: len(tokens)]
+            results.append(Sampled(sequence, tokens, reason, logprobs, draw.prompt))
+        return results
+
+    def _extend(self, sequence: Sequence, tokens: list[int]) -> tuple[list[int], str | None]:
+        """Add tokens up to the one that ends the sequence; those added, and why it ended."""
+        for count, token in enumerate(tokens, 1):
             sequence.tokens.append(token)
             reason = self.reason(sequence)
             if reason is not None:
-                self.end(sequence.request)
-            results.append(Sampled(sequence, token, reason))
-        return results
+                return tokens[:count], reason
+        return tokens, None
 
     def reason(self, sequence: Sequence) -> str | None:
         """Why the last token of a sequence ends it, or None.
 
-        End tokens count only behind the first ``min_tokens`` output tokens.
+        End tokens count only behind the first ``min_tokens`` output tokens; but where an answer
+        has a form, an end token is there only if the form is complete.
         """
         output = len(sequence.tokens) - sequence.prompt_len
         if not output:
             return None
         params, token = sequence.params, sequence.tokens[-1]
+        if params.structured is not None and token in self.eos:
+            return "stop"
         ends = (token in self.eos and not params.ignore_eos) or token in params.stop_token_ids
         if ends and output > params.min_tokens:
             return "stop"
@@ -182,18 +207,23 @@ class Scheduler:
         return "length" if len(sequence.tokens) >= self.context else None
 
     def _decode(self) -> tuple[list[Work], bool]:
-        """Works for sequences that need their next token; whether blocks ran out for them."""
+        """Works for sequences that need their next token; whether blocks ran out for them.
+
+        Those that got several tokens at once get their blocks here too.
+        """
         works: list[Work] = []
         short = False
         index = 0
         while index < len(self._running):
             sequence = self._running[index][1]
-            if len(sequence.tokens) - sequence.computed == 1:
+            one = len(sequence.tokens) - sequence.computed == 1
+            if one or not self.blocks.covers(sequence):
                 while sequence.state is State.RUNNING and not self.blocks.grow(sequence):
                     self._preempt()  # the last in line: not scheduled yet, at worst this one
                     short = True
                 if sequence.state is not State.RUNNING:
                     break
+            if one:
                 works.append(Work(sequence, sequence.computed, 1))
             index += 1
         return works, short

@@ -5,9 +5,9 @@ from __future__ import annotations
 import enum
 from typing import NamedTuple
 
-from app.engine.sampling import SamplingParams
+from app.engine.sampling import SamplingParams, TokenLogprobs
 
-__all__ = ["Sequence", "State", "Work"]
+__all__ = ["Draw", "Sequence", "State", "Work"]
 
 
 class State(enum.Enum):
@@ -74,6 +74,11 @@ class Sequence:
         self.blocks: list[int] = []
         self.state = State.WAITING
 
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log probabilities of its prompt are wanted, and were not given out yet."""
+        return self.params.prompt_logprobs is not None and len(self.tokens) == self.prompt_len
+
     def __repr__(self) -> str:
         return (
             f"Sequence({self.request!r}, {self.state.value}, computed {self.computed}"
@@ -96,3 +101,20 @@ class Work(NamedTuple):
     def samples(self) -> bool:
         """Whether this work ends at the last token, so that a next token is drawn."""
         return self.start + self.length == len(self.sequence.tokens)
+
+
+class Draw(NamedTuple):
+    """What follows the last token of a sequence.
+
+    Attributes:
+        tokens: At least one; several if the form of the answer leaves no choice.
+        logprobs: One for each of the tokens, if they are wanted.
+        prompt: One for each token of the prompt (None for the first), with the first output.
+        error: Why the sequence cannot go on; then there are no tokens.
+
+    """
+
+    tokens: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+    prompt: list[TokenLogprobs | None] | None = None
+    error: str | None = None

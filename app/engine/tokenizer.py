@@ -182,6 +182,10 @@ class Tokenizer:
             known = self._bytes[index] = self._spell(index)
         return known
 
+    def spelling(self, index: int) -> bytes:
+        """The same, but the text of a special token."""
+        return self.token_bytes(index) or (self._backend.id_to_token(index) or "").encode()
+
     def is_special(self, index: int) -> bool:
         """Whether the id is a control token."""
         return index in self._special

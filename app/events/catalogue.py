@@ -95,6 +95,32 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     tool_call_id: str | None = None
 
 
+class Structured(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The form an answer must have: exactly one of these.
+
+    ``json_schema`` is a JSON schema (draft 2020-12), ``json_object`` any JSON object; JSON comes on
+    one line. ``regex`` matches the whole answer. ``grammar`` is a context-free grammar, in
+    llguidance's Lark syntax or in GBNF. ``choice`` lists all possible answers.
+    """
+
+    json_schema: dict[str, Any] | bool | None = None
+    json_object: bool = False
+    regex: str | None = None
+    grammar: str | None = None
+    choice: tuple[str, ...] | None = None
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Natural log of the probability of a token, and the likeliest tokens at its place.
+
+    ``top`` has ``(token id, logprob)``, the likeliest first, and of equals the smaller id. They are
+    the model's own: the log-softmax of its logits before penalties, bias, temperature and masks.
+    """
+
+    logprob: float
+    top: list[tuple[int, float]] = []
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How to draw tokens. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 mean off.
 
@@ -102,6 +128,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     "as far as the context reaches". Penalties follow the usual definitions: ``repetition_penalty``
     (CTRL, arXiv:1909.05858) divides positive and multiplies negative logits of tokens already in
     prompt or output; ``presence``/``frequency`` subtract from logits of tokens in the output.
+    ``logit_bias`` adds to logits by token id (-100 bans, 100 forces). ``logprobs`` and
+    ``prompt_logprobs`` ask for `TokenLogprobs` with so many alternatives (0: of the token alone).
+    ``processors`` names plugins (entry point ``everlog.logits_processors``) with their options.
+
+    No answer ends before ``min_tokens``, and with ``ignore_eos`` not by an end token. An answer
+    that is ``structured`` ends where its form is complete, whatever these say.
     """
 
     temperature: float = 0.0
@@ -117,6 +149,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     min_tokens: int = 0
     ignore_eos: bool = False
     seed: int | None = None
+    logit_bias: dict[int, float] = {}
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    structured: Structured | None = None
+    processors: dict[str, Any] = {}
 
 
 # ------------------------------------------------------------------------------- threads
@@ -423,7 +460,9 @@ class TokensGenerated(Payload, frozen=True, kw_only=True):
 
     ``batch`` counts 0, 1, 2 ... over the whole request, across epochs; ``index`` is the position
     of the first token in the output; ``offsets`` are milliseconds since the first token of this
-    request in this epoch, one for each token, so replay has the true rhythm.
+    request in this epoch, one for each token, so replay has the true rhythm. ``logprobs`` has an
+    entry for each token if the request asked for it. ``prompt_logprobs``, with the first batch
+    only, has an entry for each token of the prompt: null for the first, which follows nothing.
     """
 
     request: str
@@ -433,6 +472,8 @@ class TokensGenerated(Payload, frozen=True, kw_only=True):
     tokens: list[int]
     text: str
     offsets: list[float] = []
+    logprobs: list[TokenLogprobs] = []
+    prompt_logprobs: list[TokenLogprobs | None] = []
 
 
 @event("request.finished")

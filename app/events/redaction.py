@@ -53,10 +53,22 @@ RULES: dict[type[msgspec.Struct], dict[str, Any]] = {
         "tool_calls": Within(c.ToolCall),
         "tool_call_id": KEEP,
     },
+    # which form was asked for can still be seen
+    c.Structured: {
+        "json_schema": {},
+        "json_object": KEEP,
+        "regex": "",
+        "grammar": "",
+        "choice": [],
+    },
+    c.TokenLogprobs: {"logprob": 0.0, "top": []},
     c.SamplingParams: {
         **dict.fromkeys(msgspec.structs.asdict(c.SamplingParams()), KEEP),
         "stop": [],
         "stop_token_ids": [],
+        "logit_bias": {},
+        "structured": Within(c.Structured),
+        "processors": {},
     },
     # threads
     c.ThreadCreated: {"owner": KEEP, "title": None, "metadata": {}},
@@ -151,6 +163,8 @@ RULES: dict[type[msgspec.Struct], dict[str, Any]] = {
         "tokens": [],
         "text": "",
         "offsets": [],
+        "logprobs": [],
+        "prompt_logprobs": [],
     },
     c.RequestFinished: {
         "request": KEEP,

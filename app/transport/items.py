@@ -178,6 +178,8 @@ def _merge_tokens(group: list[Event], cache: ItemCache) -> Iterator[tuple[int, b
             tokens=[token for p in payloads for token in p.tokens],
             text="".join([p.text for p in payloads]),
             offsets=[offset for p in payloads for offset in p.offsets],
+            logprobs=[one for p in payloads for one in p.logprobs],
+            prompt_logprobs=[one for p in payloads for one in p.prompt_logprobs],
         )
         yield events[-1].version, _merged(events, _encode(whole))
 

@@ -71,7 +71,10 @@ def values(hint: Any, secret: bool) -> st.SearchStrategy[Any]:
     if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
         return payloads(hint)
     if origin is dict:
-        return st.dictionaries(st.just(SECRET), values(args[1], secret), max_size=1)
+        key = values(int, True) if args[0] is int else st.just(SECRET)
+        return st.dictionaries(key, values(args[1], secret), max_size=1)
+    if origin is tuple and args[-1] is not Ellipsis:
+        return st.tuples(*[values(arg, secret) for arg in args])
     if origin in (list, tuple):
         return st.lists(values(args[0], secret), max_size=3)
     if hint is Any:

@@ -15,7 +15,7 @@ from app.engine.blocks import BlockManager
 from app.engine.frames import Failed, Preempted, Resumed, Started
 from app.engine.sampling import SamplingParams
 from app.engine.scheduler import Scheduler
-from app.engine.sequence import Sequence, Work
+from app.engine.sequence import Draw, Sequence, Work
 
 SIZE = 4
 EOS = 0
@@ -28,20 +28,24 @@ class Cache:
     through the block table, so one wrong, shared or stale block changes the answer.
     """
 
-    def __init__(self, vocabulary: int = 50) -> None:
+    def __init__(self, vocabulary: int = 50, forced: int = 0) -> None:
         self.slots: dict[tuple[int, int], int] = {}
         self.vocabulary = vocabulary
+        self.forced = forced  # tokens that follow each drawn one without a choice
 
-    def execute(self, works: list[Work]) -> list[int | None]:
+    def execute(self, works: list[Work]) -> list[Draw | None]:
         for seq, start, length in works:
             assert start == seq.computed
             for position in range(start, start + length):
                 self.slots[seq.blocks[position // SIZE], position % SIZE] = seq.tokens[position]
         return [self.sample(work.sequence) if work.samples else None for work in works]
 
-    def sample(self, seq: Sequence) -> int:
+    def sample(self, seq: Sequence) -> Draw:
         read = [self.slots[seq.blocks[p // SIZE], p % SIZE] for p in range(len(seq.tokens))]
-        return draw(read, self.vocabulary)
+        tokens = [draw(read, self.vocabulary)]
+        for _ in range(self.forced):
+            tokens.append(draw([*read, *tokens], self.vocabulary))
+        return Draw(tokens)
 
 
 def draw(tokens: list[int], vocabulary: int = 50) -> int:
@@ -88,8 +92,8 @@ class Run:
         works = self.scheduler.schedule(self.now)
         self.notices()
         self.check(works)
-        for seq, token, reason in self.scheduler.commit(works, self.cache.execute(works)):
-            self.outputs.setdefault(seq.request, []).append(token)
+        for seq, tokens, reason, *_ in self.scheduler.commit(works, self.cache.execute(works)):
+            self.outputs.setdefault(seq.request, []).extend(tokens)
             if reason is not None:
                 assert seq.request not in self.reasons
                 self.reasons[seq.request] = reason
@@ -174,7 +178,7 @@ def test_when_blocks_run_out_the_last_in_line_is_computed_again(
         run.notices()
         run.check(works)
         for result in scheduler.commit(works, run.cache.execute(works)):
-            run.outputs.setdefault(result.sequence.request, []).append(result.token)
+            run.outputs.setdefault(result.sequence.request, []).extend(result.tokens)
     assert [line for line in run.log if line.startswith(("Pre", "Res"))] == [
         f"Preempted {victim}",
         f"Resumed {victim}",

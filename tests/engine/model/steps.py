@@ -42,9 +42,9 @@ class Bench:
         """Prefill all, then decode all together; the output tokens of each."""
         works = [self.prefill(s) for s in sequences]
         for _ in range(count):
-            for work, token in zip(works, self.runner.execute(works), strict=True):
-                assert token is not None
-                work.sequence.tokens.append(token)
+            for work, draw in zip(works, self.runner.execute(works), strict=True):
+                assert draw is not None
+                work.sequence.tokens += draw.tokens
             works = [self.decode(s) for s in sequences]
         return [s.tokens[s.prompt_len :] for s in sequences]
 

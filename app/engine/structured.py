@@ -1,0 +1,233 @@
+"""Structured output: the form of an answer as a grammar, and which tokens it allows next.
+
+Grammars are llguidance's. A matcher is in a state that depends on the output alone, so preemption,
+chunking and a new core change nothing: it is brought there again by the output's tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Sequence as Seq
+from typing import Any
+
+import msgspec
+import numpy as np
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper, regex_to_lark
+from llguidance.gbnf_to_lark import any_to_lark
+
+from app.engine import schema
+from app.engine.sampling import Structured
+from app.engine.sequence import Sequence
+from app.engine.tokenizer import Tokenizer
+from app.errors import InputError
+
+__all__ = ["MAX_FORM", "Guide", "Guides", "Mask", "check", "grammar"]
+
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+MAX_FORM = 256 * 1024
+"""Bytes of the largest form, as JSON."""
+_COMPILED = 64  # grammars kept, least recently used forgotten first
+_LIMITS = LLParserLimits(verbose_errors=False)
+_PROBE = 'A "probe":\n{"naïve": [1, 23], "x": "y z"}'
+_KINDS = ("json_schema", "json_object", "regex", "grammar", "choice")
+
+
+def check(form: Structured, *, field: str = "structured") -> None:
+    """Compile a form, without a model.
+
+    Raises:
+        InputError: It is malformed, or cannot be kept to; names the field and where in it.
+
+    """
+    given = [name for name in _KINDS if getattr(form, name) not in (None, False)]
+    if form.json_schema is False:
+        given.insert(0, "json_schema")
+    if len(given) != 1:
+        found = ", ".join(given) or "none"
+        raise InputError(f"must have exactly one of {', '.join(_KINDS)}, not {found}", field=field)
+    field = f"{field}.{given[0]}"
+    size = len(msgspec.json.encode(form))
+    if size > MAX_FORM:
+        raise InputError(f"at most {MAX_FORM} bytes, not {size}", field=field)
+    if form.json_schema is not None:
+        schema.check(form.json_schema, field=field)
+    elif form.choice is not None and not (form.choice and all(form.choice)):
+        raise InputError("must have choices, and none that is empty", field=field)
+    else:
+        error = LLMatcher.validate_grammar(grammar(form, field=field), limits=_LIMITS)
+        if error:
+            raise InputError(_plain(error), field=field)
+
+
+def grammar(form: Structured, *, field: str = "structured") -> str:
+    """The grammar of a form that was checked, as llguidance takes it.
+
+    Raises:
+        InputError: It cannot be read.
+
+    """
+    if form.json_schema is not None:
+        return schema.grammar(form.json_schema, field=field)
+    if form.json_object:
+        return schema.grammar({"type": "object"}, field=field)
+    if form.regex is not None:
+        # digits are 0 to 9, not those of all scripts
+        return str(LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(form.regex, 'd')}/"))
+    if form.choice is not None:
+        choices = [msgspec.json.encode(choice).decode() for choice in form.choice]
+        return str(LLMatcher.grammar_from_lark("start: " + " | ".join(choices)))
+    try:
+        return str(LLMatcher.grammar_from_lark(any_to_lark(form.grammar or "")))
+    except Exception as error:  # plain exceptions of a parser
+        raise InputError(str(error), field=field) from None
+
+
+def _plain(error: str) -> str:
+    """What a person needs of an error message."""
+    error = re.split(r"<state>|<backtrace>", error)[0].rstrip()
+    inner = re.search(r"regex parse error:.*?\nerror: [^\n]*", error, re.DOTALL)
+    error = inner[0] if inner else error
+    return error if len(error) <= 500 else f"{error[:500]} ..."
+
+
+class Guide:
+    """Where an output is in its grammar.
+
+    Attributes:
+        error: Why it can go no further, or None.
+
+    """
+
+    def __init__(self, matcher: LLMatcher, ends: Seq[int], vocab: int) -> None:
+        self.error = _plain(matcher.get_error()) or None
+        self._matcher = matcher
+        self._ends = list(ends)
+        self._vocab = vocab
+        self._seen = 0  # tokens of the output that the matcher took in
+
+    def follow(self, output: Seq[int]) -> None:
+        """Come to where an output ends; it may be shorter than the last one."""
+        if self._seen > len(output):
+            self._matcher.reset()
+            self.error, self._seen = None, 0
+        if self.error is None and self._seen < len(output):
+            self._take(list(output[self._seen :]))
+
+    def add(self, token: int) -> list[int]:
+        """Take in the next token of the output; returns those that must follow it."""
+        if token in self._ends:
+            return []
+        self._take([token])
+        return self.forced()
+
+    def forced(self) -> list[int]:
+        """Take in the tokens that must follow, and return them.
+
+        Where nothing more can follow that is the end token.
+        """
+        found: list[int] = []
+        while self.error is None:
+            if self._matcher.is_stopped():
+                return [*found, self._ends[0]]
+            tokens = self._matcher.compute_ff_tokens()
+            if not tokens:
+                break
+            self._take(tokens)
+            found += tokens
+        return found if self.error is None else []
+
+    def mask(self, *, without: Seq[int] = ()) -> Mask:
+        """Which tokens may follow, ``[vocab]``; if there is a choice, none of those ``without``."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        mask = np.unpackbits(bits, count=self._vocab, bitorder="little").view(np.bool_)
+        self._judge()
+        if len(without):
+            left = mask.copy()
+            left[[token for token in without if token < self._vocab]] = False
+            mask = left if left.any() else mask
+        return mask
+
+    def _take(self, tokens: list[int]) -> None:
+        taken = self._matcher.try_consume_tokens(tokens)
+        self._seen += len(tokens)
+        self._judge()
+        if taken < len(tokens) and self.error is None:
+            self.error = f"token {tokens[taken]} does not fit the form"
+
+    def _judge(self) -> None:
+        if self._matcher.is_error():
+            message = _plain(self._matcher.get_error())
+            self.error = f"the form cannot be kept to: {message}"
+
+
+class Guides:
+    """The guides of all requests, and grammars compiled for a tokenizer.
+
+    Args:
+        tokenizer: Of the model.
+        vocab: Width of its logits.
+
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab: int) -> None:
+        self._tokenizer = tokenizer
+        self._vocab = vocab
+        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._guides: dict[str, Guide] = {}
+        self._tokens: LLTokenizer | None = None
+        spelled = b"".join(map(tokenizer.token_bytes, tokenizer.encode(_PROBE)))
+        self._exact = spelled == _PROBE.encode()
+
+    def at(self, sequence: Sequence) -> Guide:
+        """The guide of a sequence that has a form, at its last token."""
+        guide = self._guides.get(sequence.request)
+        if guide is None:
+            assert sequence.params.structured is not None
+            matcher = self._compile(grammar(sequence.params.structured)).deep_copy()
+            guide = Guide(matcher, self._tokenizer.eos, self._vocab)
+            self._guides[sequence.request] = guide
+        guide.follow(sequence.tokens[sequence.prompt_len :])
+        return guide
+
+    def jumps(self, sequence: Sequence) -> bool:
+        """Whether tokens without alternative are taken without asking the model.
+
+        Not where the probabilities of all tokens are wanted, nor with tokenizers that add
+        something to a text.
+        """
+        return self._exact and sequence.params.logprobs is None
+
+    def release(self, request: str) -> None:
+        """Forget a request."""
+        self._guides.pop(request, None)
+
+    def _compile(self, text: str) -> LLMatcher:
+        known = self._compiled.pop(text, None)
+        if known is None:
+            known = LLMatcher(self._tokenizer_of_grammars(), text, log_level=0, limits=_LIMITS)
+            while len(self._compiled) >= _COMPILED:
+                self._compiled.popitem(last=False)
+        self._compiled[text] = known
+        return known
+
+    def _tokenizer_of_grammars(self) -> LLTokenizer:
+        if self._tokens is None:  # takes a fraction of a second, so only if it is needed
+            words = TokenizerWrapper(_Words(self._tokenizer, self._vocab))
+            self._tokens = LLTokenizer(words, n_vocab=self._vocab, eos_token=self._tokenizer.eos)
+        return self._tokens
+
+
+class _Words:
+    """A tokenizer as llguidance wants to see it."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab: int) -> None:
+        self.eos_token_id = tokenizer.eos[0]
+        self.bos_token_id = None
+        self.special_token_ids = [i for i in range(vocab) if tokenizer.is_special(i)]
+        self.tokens = [tokenizer.spelling(i) for i in range(vocab)]
+        self._encode = tokenizer.encode
+
+    def __call__(self, text: str) -> list[int]:
+        return self._encode(text)
