@@ -162,6 +162,10 @@ class Api:
 
     # ----------------------------------------------------------------------------- calls
 
+    def now(self) -> int:
+        """Seconds since the epoch."""
+        return int(time.time())
+
     def deadline(self) -> int | None:
         """When a request that comes now must be done, in ns since the epoch."""
         seconds = self.source.config.api.timeout_seconds

@@ -18,13 +18,13 @@ from app.events.catalogue import (
     TokensGenerated,
 )
 from app.events.codec import Unknown, decode, new
-from app.events.envelope import request_stream
+from app.events.envelope import Event, request_stream
 from app.events.follow import following
 from app.events.ids import uuid7
 from app.events.store import Append, Appended, EventStore, StoreError
 from app.transport.openai.errors import ApiError, failed
 
-__all__ = ["CANCELLED", "Call", "Feed"]
+__all__ = ["CANCELLED", "FOLLOWED", "Call", "Feed"]
 
 log = logging.getLogger(__name__)
 
@@ -43,25 +43,38 @@ class Call:
 
     Attributes:
         queued: The requests, in order of their choices.
+        queued_before: Whether they were in the log already.
 
     Args:
         store: The log.
         queued: At least one.
         actor: Who asks, as events name it.
+        detached: They go on when nobody waits for them any more.
+        queued_before: They are in the log already.
 
     """
 
-    def __init__(self, store: EventStore, queued: Sequence[RequestQueued], *, actor: str) -> None:
+    def __init__(
+        self,
+        store: EventStore,
+        queued: Sequence[RequestQueued],
+        *,
+        actor: str,
+        detached: bool = False,
+        queued_before: bool = False,
+    ) -> None:
         self.queued = list(queued)
         self._store = store
         self._actor = actor
+        self._detached = detached
+        self.queued_before = queued_before
         self._texts = [""] * len(self.queued)
         self._open = set(range(len(self.queued)))  # not ended
 
     @property
     def ended(self) -> bool:
-        """Whether all of them have ended."""
-        return not self._open
+        """Whether all of them have ended, or may go on alone."""
+        return self._detached or not self._open
 
     async def queue(self) -> None:
         """Put all of them into the queue.
@@ -70,6 +83,8 @@ class Call:
             StoreError: The log did not take them.
 
         """
+        if self.queued_before:
+            return
         appends = [
             Append(
                 stream=request_stream(queued.request),
@@ -119,12 +134,19 @@ class Call:
         ) as batches:
             async for events in batches:
                 for event in events:
-                    payload = decode(event)
-                    if not isinstance(payload, Unknown) and await self._told(index, payload, feed):
+                    if await self.told(event, feed, index):
                         return
 
-    async def _told(self, index: int, payload: Payload, feed: Feed) -> bool:
-        """Pass on what happened; returns whether it was the end."""
+    async def told(self, event: Event, feed: Feed, index: int = 0) -> bool:
+        """Pass on what happened; returns whether it was the end.
+
+        Raises:
+            ApiError: It was a bad end.
+
+        """
+        payload = decode(event)
+        if isinstance(payload, Unknown):
+            return False
         match payload:
             case TokensGenerated(text=text):
                 self._texts[index] += text

@@ -251,7 +251,7 @@ class ChatAnswer:
         return sse.data(chunk)
 
     def _scores(self, payload: TokensGenerated) -> list[dict[str, Any]]:
-        found = getattr(payload, "logprobs", None)
+        found = payload.logprobs
         if not found or self._spell is None:
             return []
         return logprobs.chat(payload.tokens, found, self._spell)

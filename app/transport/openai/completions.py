@@ -179,7 +179,7 @@ class CompletionAnswer:
         return (request.text or "") if self._echo else ""
 
     def _scored(self, index: int, payload: TokensGenerated) -> dict[str, Any] | None:
-        lists, found = self._lists[index], getattr(payload, "logprobs", None)
+        lists, found = self._lists[index], payload.logprobs
         if lists is None or not found:
             return None
         new = lists.add(payload.tokens, found)

@@ -170,7 +170,7 @@ class Reply(Response):
         if not isinstance(reason, EverlogError):
             log.error("a request to %s failed", scope.get("path"), exc_info=reason)
         error = errors.of(reason)
-        if not self._begun:
+        if not self._begun and not self._call.queued_before:
             await error.response()(scope, receive, send)
         elif self._stream:
             await self._write(send, self._answer.broken(error), more=False)

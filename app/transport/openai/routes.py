@@ -15,6 +15,7 @@ from app.errors import EverlogError
 from app.transport.openai import chat, completions, errors, tokens
 from app.transport.openai.api import Api, Source, json
 from app.transport.openai.models import chosen, describe, listing
+from app.transport.openai.stored import Responses
 
 __all__ = ["Source", "routes"]
 
@@ -27,12 +28,17 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 def routes(source: Source) -> list[Route]:
     """Return the routes of the API; errors on them are OpenAI's."""
-    api = _Endpoints(Api(source))
+    shared = Api(source)
+    api, responses = _Endpoints(shared), Responses(shared)
     found: list[tuple[str, str, Endpoint]] = [
         ("GET", "/v1/models", api.models),
         ("GET", "/v1/models/{model:path}", api.model),
         ("POST", "/v1/chat/completions", api.chat),
         ("POST", "/v1/completions", api.completions),
+        ("POST", "/v1/responses", responses.create),
+        ("GET", "/v1/responses/{id}", responses.retrieve),
+        ("POST", "/v1/responses/{id}/cancel", responses.cancel),
+        ("GET", "/v1/responses/{id}/input_items", responses.items),
         ("POST", "/tokenize", api.tokenize),
         ("POST", "/detokenize", api.detokenize),
     ]

@@ -1,0 +1,265 @@
+"""Real clients against a real server with the real model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pydantic
+import pytest
+from openai import AsyncOpenAI, OpenAI
+
+from tests.support.server import ROOT, Server, running
+
+pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
+
+MODEL = "smollm2-135m-instruct"
+PARIS: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Tell the weather in a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 12}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all tests here."""
+    database = tmp_path_factory.mktemp("api") / "log.db"
+    with running(database, env={"EVERLOG_ENGINE__DTYPE": "float32"}) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[OpenAI]:
+    """OpenAI's own client."""
+    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def test_models(client: OpenAI) -> None:
+    (model,) = client.models.list()
+    assert model.id == MODEL
+    assert client.models.retrieve(MODEL).id == MODEL
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.models.retrieve("gpt-5")
+    assert missing.value.code == "model_not_found"
+
+
+def test_chat(client: OpenAI) -> None:
+    done = client.chat.completions.create(model=MODEL, messages=PARIS, temperature=0, max_tokens=20)
+    (choice,) = done.choices
+    assert "Paris" in (choice.message.content or "")
+    assert choice.finish_reason == "stop"
+    assert done.usage is not None
+    assert done.usage.total_tokens == done.usage.prompt_tokens + done.usage.completion_tokens
+
+
+def test_chat_as_a_stream(client: OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model=MODEL,
+        messages=PARIS,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert "Paris" in text
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-1].usage is not None and chunks[-1].usage.completion_tokens > 1
+
+
+async def test_many_at_once_and_seeds(server: Server) -> None:
+    async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+        done = await client.chat.completions.create(
+            model=MODEL, messages=PARIS, n=3, seed=5, max_tokens=6
+        )
+        again = await client.chat.completions.create(
+            model=MODEL, messages=PARIS, seed=6, max_tokens=6
+        )
+    texts = [choice.message.content for choice in done.choices]
+    assert [choice.index for choice in done.choices] == [0, 1, 2]
+    assert again.choices[0].message.content == texts[1]
+
+
+def test_stop_and_length(client: OpenAI) -> None:
+    done = client.chat.completions.create(
+        model=MODEL, messages=PARIS, temperature=0, stop=[" Paris"], max_completion_tokens=20
+    )
+    assert done.choices[0].message.content == "The capital of France is"
+    done = client.chat.completions.create(
+        model=MODEL, messages=PARIS, temperature=0, max_completion_tokens=2
+    )
+    assert done.choices[0].finish_reason == "length"
+
+
+def test_completions(client: OpenAI, server: Server) -> None:
+    done = client.completions.create(model=MODEL, prompt="1, 2, 3,", temperature=0, max_tokens=3)
+    ids = httpx2.post(f"{server.url}/tokenize", json={"prompt": "1, 2, 3,"}).json()["tokens"]
+    same = client.completions.create(model=MODEL, prompt=ids, temperature=0, max_tokens=3)
+    assert done.choices[0].text == same.choices[0].text
+    stream = client.completions.create(
+        model=MODEL, prompt="1, 2, 3,", temperature=0, max_tokens=3, stream=True
+    )
+    assert "".join(chunk.choices[0].text for chunk in stream) == done.choices[0].text
+
+
+def test_tokens_and_back(server: Server) -> None:
+    asked = {"messages": PARIS, "return_token_strs": True}
+    found = httpx2.post(f"{server.url}/tokenize", json=asked).json()
+    assert found["count"] == len(found["tokens"]) == len(found["token_strs"])
+    assert found["max_model_len"] == 8192
+    back = httpx2.post(f"{server.url}/detokenize", json={"tokens": found["tokens"]}).json()
+    assert back["prompt"] == "".join(found["token_strs"])
+    assert "<|im_start|>user\nWhat is the capital of France?<|im_end|>" in back["prompt"]
+
+
+def test_a_tool_that_must_be_called(client: OpenAI) -> None:
+    done = client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": "How is the weather in Paris?"}],
+        tools=[WEATHER],
+        tool_choice={"type": "function", "function": {"name": "get_weather"}},
+        temperature=0,
+        max_tokens=60,
+    )
+    (choice,) = done.choices
+    assert choice.finish_reason == "tool_calls"
+    (call,) = choice.message.tool_calls or []
+    assert call.type == "function" and call.function.name == "get_weather"
+    assert set(json.loads(call.function.arguments)) == {"city"}
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=[
+            {"role": "user", "content": "How is the weather in Paris?"},
+            choice.message.to_dict(),  # type: ignore[list-item]
+            {"role": "tool", "tool_call_id": call.id, "content": "It is sunny, 25 degrees."},
+        ],
+        tools=[WEATHER],
+        tool_choice="none",
+        temperature=0,
+        max_tokens=20,
+    )
+    assert answer.choices[0].message.content
+    assert not answer.choices[0].message.tool_calls
+
+
+def test_a_tool_that_must_be_called_as_a_stream(client: OpenAI) -> None:
+    with client.chat.completions.stream(
+        model=MODEL,
+        messages=[{"role": "user", "content": "How is the weather in Paris?"}],
+        tools=[WEATHER],
+        tool_choice="required",
+        parallel_tool_calls=False,
+        temperature=0,
+        max_tokens=60,
+    ) as stream:
+        final = stream.get_final_completion()
+    (call,) = final.choices[0].message.tool_calls or []
+    assert call.function.name == "get_weather"
+
+
+class Capital(pydantic.BaseModel):
+    """What the model is to fill in."""
+
+    country: str = pydantic.Field(max_length=12)
+    sure: bool
+
+
+def test_a_form_that_is_parsed(client: OpenAI) -> None:
+    done = client.chat.completions.parse(
+        model=MODEL, messages=PARIS, response_format=Capital, temperature=0, max_tokens=60
+    )
+    assert isinstance(done.choices[0].message.parsed, Capital)
+
+
+def test_choices_that_are_given(client: OpenAI) -> None:
+    done = client.chat.completions.create(
+        model=MODEL,
+        messages=PARIS,
+        max_tokens=10,
+        extra_body={"structured_outputs": {"choice": ["yes", "no"]}, "top_k": 5, "min_p": 0.1},
+    )
+    assert done.choices[0].message.content in ("yes", "no")
+
+
+def test_logprobs(client: OpenAI) -> None:
+    done = client.chat.completions.create(
+        model=MODEL, messages=PARIS, temperature=0, logprobs=True, top_logprobs=2, max_tokens=20
+    )
+    (choice,) = done.choices
+    assert choice.logprobs is not None
+    entries = choice.logprobs.content or []
+    assert "".join(entry.token for entry in entries) == choice.message.content
+    for entry in entries:
+        assert entry.logprob <= 0
+        assert [top.token for top in entry.top_logprobs][:1] == [entry.token]  # greedy
+        assert len(entry.top_logprobs) == 2
+    legacy = client.completions.create(
+        model=MODEL, prompt="1, 2, 3,", temperature=0, max_tokens=3, logprobs=1
+    ).choices[0]
+    assert legacy.logprobs is not None
+    assert "".join(legacy.logprobs.tokens or []) == legacy.text
+
+
+def test_errors_are_those_of_the_client(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model=MODEL, messages=PARIS, temperature=-1)
+    assert refused.value.param == "temperature"
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.completions.create(model=MODEL, prompt=[1] * 9000)
+    assert refused.value.code == "context_length_exceeded"
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(
+            model=MODEL,
+            messages=PARIS,
+            response_format=schema,  # type: ignore[arg-type]
+        )
+
+
+def test_the_timeline_of_a_request(client: OpenAI, server: Server) -> None:
+    done = client.chat.completions.create(model=MODEL, messages=PARIS, max_tokens=2)
+    command = [sys.executable, "-m", "app", "timeline", done.id]
+    command += ["--database", f"sqlite:///{server.database}"]
+    env = {**os.environ, "COLUMNS": "100"}
+    shown = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    for part in ("request", "queue", "prefill", "decode"):
+        assert part in shown.stdout
+
+
+def test_langchain(server: Server) -> None:
+    langchain = pytest.importorskip("langchain_openai")
+    model = langchain.ChatOpenAI(
+        model=MODEL, base_url=f"{server.url}/v1", api_key="none", temperature=0, max_tokens=20
+    )
+    assert "Paris" in model.invoke("What is the capital of France?").content
+    pieces = [chunk.content for chunk in model.stream("What is the capital of France?")]
+    assert len(pieces) > 2 and "Paris" in "".join(pieces)
+    bound = model.bind_tools([WEATHER], tool_choice="get_weather")
+    (call,) = bound.invoke("How is the weather in Paris?").tool_calls
+    assert call["name"] == "get_weather"
+
+
+def test_frames_as_curl_sees_them(server: Server, tmp_path: Path) -> None:
+    body = {"messages": PARIS, "temperature": 0, "stream": True, "max_tokens": 3}
+    answer = httpx2.post(f"{server.url}/v1/chat/completions", json=body, timeout=30)
+    frames = answer.text.split("\n\n")
+    assert frames[-2:] == ["data: [DONE]", ""]
+    assert all(frame.startswith("data: {") and "\n" not in frame for frame in frames[:-2])
