@@ -9,6 +9,7 @@ import { uuid7 } from "../log/uuid7";
 import { fetchEngine, type EngineStatus } from "./api";
 import { nextFrame, schedule } from "./bodies";
 import { clearDraft } from "./drafts";
+import { keepKey, token } from "./key";
 import { hide, refresh, rowOf, showName, unhide } from "./threads";
 import { dismiss, toast } from "./toasts";
 import { load, save } from "./storage";
@@ -50,14 +51,17 @@ export const stopping = signal<ReadonlySet<string>>(new Set());
 export const judged = signal<ReadonlyMap<string, number>>(new Map());
 
 const scheme = location.protocol === "https:" ? "wss" : "ws";
-const connection = new Connection(`${scheme}://${location.host}/ws`, outbox, {
-  link: (now) => void (link.value = now),
-  welcome,
-  changed,
-  frame: receive,
-});
+const listener = { link: (now: Link) => void (link.value = now), welcome, changed, frame: receive };
+const connection = new Connection(`${scheme}://${location.host}/ws`, outbox, listener, token);
 
 export const retryNow = () => connection.now();
+
+/** Try again with this API key. */
+export function unlock(key: string): void {
+  keepKey(key);
+  if (server.value) location.reload(); // what is shown may be another user's
+  else connection.now();
+}
 
 /** Begin: show the thread of the address and connect. */
 export function start(): void {

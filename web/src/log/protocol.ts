@@ -70,7 +70,7 @@ export type Command = { id: string; thread: string } & (
 );
 
 export type ClientFrame =
-  | { t: "hello"; protocol: string; token: null }
+  | { t: "hello"; protocol: string; token: string | null }
   | { t: "open"; thread: string; after: number; incarnation: string | null }
   | { t: "close"; thread: string }
   | { t: "ping"; n: number }

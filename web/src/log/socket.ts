@@ -18,6 +18,8 @@ const KEEP = 12;
 const BEHIND_MS = 2_000;
 /** Close code of a server that ends on purpose and will be back. */
 const RESTART = 1012;
+/** Close code of a server that wants an API key, or another one. */
+const KEY = 4401;
 /** Close codes after which trying again is of no use. */
 const FATAL: Record<number, string> = {
   4403: "This address is not allowed to connect to the server.",
@@ -37,7 +39,8 @@ export interface Replica {
 export type Link =
   | { is: "connecting" | "open" }
   | { is: "lost"; tries: number; since: number; offline: boolean }
-  | { is: "refused"; message: string };
+  | { is: "refused"; message: string }
+  | { is: "locked"; message: string };
 
 export interface Listener {
   link(link: Link): void;
@@ -52,6 +55,8 @@ export class Connection {
   private pinger: ReturnType<typeof setInterval> | undefined;
   private watchdog: ReturnType<typeof setTimeout> | undefined;
   private welcomed = false;
+  /** The server let us not in: coming again is of no use without another key. */
+  private locked = false;
   private tries = 0;
   private since = 0;
   private pings = 0;
@@ -63,8 +68,9 @@ export class Connection {
     private readonly url: string,
     private readonly outbox: Outbox,
     private readonly listener: Listener,
+    private readonly token: () => string | null = () => null,
   ) {
-    addEventListener("online", () => this.now());
+    addEventListener("online", () => this.locked || this.now());
     addEventListener("offline", () => this.ping()); // a server on this machine is still there
     document.addEventListener("visibilitychange", () => {
       if (document.visibilityState === "visible") this.awake();
@@ -118,7 +124,7 @@ export class Connection {
     this.socket = socket;
     this.watchdog = setTimeout(() => this.lost(0), PATIENCE_MS);
     socket.onopen = () => {
-      this.send({ t: "hello", protocol: PROTOCOL, token: null });
+      this.send({ t: "hello", protocol: PROTOCOL, token: this.token() });
       if (this.following) this.open(this.replica(this.following));
       this.pinger = setInterval(() => this.ping(), PING_MS);
     };
@@ -126,7 +132,7 @@ export class Connection {
       this.heard();
       this.receive(JSON.parse(event.data as string) as ServerFrame);
     };
-    socket.onclose = (event) => this.lost(event.code);
+    socket.onclose = (event) => this.lost(event.code, event.reason);
   }
 
   /** Forget the socket without waiting for its end: a dead one may take minutes to notice. */
@@ -142,11 +148,13 @@ export class Connection {
     socket.close();
   }
 
-  private lost(code: number): void {
+  private lost(code: number, reason = ""): void {
     const wasOpen = this.welcomed;
     this.drop();
     const replica = this.following ? this.replicas.get(this.following) : undefined;
     if (replica) replica.live = false;
+    this.locked = code === KEY;
+    if (this.locked) return this.listener.link({ is: "locked", message: reason });
     const fatal = FATAL[code];
     if (fatal) return this.listener.link({ is: "refused", message: fatal });
     if (wasOpen || !this.since) this.since = Date.now();
@@ -159,6 +167,7 @@ export class Connection {
 
   /** The tab is looked at again: find out quickly whether the connection still lives. */
   private awake(): void {
+    if (this.locked) return;
     if (this.socket?.readyState === WebSocket.OPEN) this.ping();
     else if (this.socket?.readyState !== WebSocket.CONNECTING) this.now();
   }

@@ -2,13 +2,14 @@
 
 import { useEffect } from "preact/hooks";
 import { narrowScreen, sidebar, toggleSidebar } from "../app/layout";
-import { current, newChat, server, thread } from "../app/store";
+import { current, link, newChat, server, thread } from "../app/store";
 import { rowOf, threads } from "../app/threads";
 import { Announcer, ConnectionBanner, ReloadCard, Toasts } from "./banner";
 import { Composer } from "./composer";
 import { Conversation } from "./conversation";
 import { Help } from "./help";
 import { Panel, Plus } from "./icons";
+import { KeyPrompt } from "./key";
 import { Sidebar, titleOf } from "./sidebar";
 
 export function App() {
@@ -24,9 +25,15 @@ export function App() {
       <main class="main" inert={over}>
         <Header />
         <ConnectionBanner />
-        <Conversation />
-        <ReloadCard />
-        <Composer />
+        {link.value.is === "locked" ? (
+          <KeyPrompt message={link.value.message} />
+        ) : (
+          <>
+            <Conversation />
+            <ReloadCard />
+            <Composer />
+          </>
+        )}
       </main>
       <Toasts />
       <Announcer />
