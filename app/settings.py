@@ -28,10 +28,10 @@ PLATFORM = {
     "DATABASE_URL": "database.url",
 }
 
-#: Variables with our prefix that are no settings: two of our own, and what Kubernetes puts into
+#: Variables with our prefix that are no settings: three of our own, and what Kubernetes puts into
 #: every pod beside a Service named ``everlog``.
 _FOREIGN = re.compile(
-    r"EVERLOG_(CACHE|SKIP_WEB|SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP|SCTP)\w*)?)"
+    r"EVERLOG_(CACHE|KEY|SKIP_WEB|SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP|SCTP)\w*)?)"
 )
 
 

@@ -54,6 +54,7 @@ async def answer(
     show: Callable[[str, str], None],
     *,
     notes: bool = False,
+    key: str | None = None,
 ) -> Answer:
     """Ask the server at ``url`` and return the whole answer; ``show`` gets it as it comes.
 
@@ -64,13 +65,14 @@ async def answer(
         params: Sampling parameters by name.
         show: Takes text and its style.
         notes: Also show what the service did beside it.
+        key: An API key, where the server needs one.
 
     Raises:
         EverlogError: There is no server, or it refuses.
 
     """
-    async with Client(url, patience=PATIENCE) as client:
-        thread = await _resolve(url, given) if given else uuid7()
+    async with Client(url, patience=PATIENCE, token=key) as client:
+        thread = await _resolve(url, given, key) if given else uuid7()
         message = uuid7()
         ack = await client.post(thread, text, message=message, params=params or None)
         watch = asyncio.ensure_future(_watch(client, thread, message, ack.version - 1, show, notes))
@@ -85,14 +87,17 @@ async def answer(
             watch.cancel()
 
 
-async def _resolve(url: str, given: str) -> str:
+async def _resolve(url: str, given: str, key: str | None) -> str:
     """Return the id of the one conversation of the server that begins with ``given``."""
     if is_id(given):
         return given
     import urllib.request
 
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    request = urllib.request.Request(f"{url}/api/threads?limit=200", headers=headers)
+
     def fetch() -> bytes:
-        with urllib.request.urlopen(f"{url}/api/threads?limit=200", timeout=10) as response:
+        with urllib.request.urlopen(request, timeout=10) as response:
             body: bytes = response.read()
             return body
 

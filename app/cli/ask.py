@@ -51,6 +51,12 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("prompt", nargs=-1, required=True)
 @click.option("--thread", metavar="ID", help="Go on with this conversation; else a new one.")
 @click.option("--url", metavar="URL", help="Of the server; by default where `serve` listens.")
+@click.option(
+    "--key",
+    envvar="EVERLOG_KEY",
+    metavar="KEY",
+    help="API key, where the server needs one; better in EVERLOG_KEY.",
+)
 @sampling_options
 @json_option("one JSON object at the end: thread, request, text, finish_reason, usage")
 @with_config
@@ -59,6 +65,7 @@ def ask(
     prompt: tuple[str, ...],
     thread: str | None,
     url: str | None,
+    key: str | None,
     as_json: bool,
     **sampling: Any,
 ) -> None:
@@ -75,7 +82,7 @@ def ask(
     target = url or _default_url(loaded)
     show = _silent if as_json else _show
     notes = sys.stdout.isatty()
-    found = asyncio.run(answer(target, thread, text, params, show, notes=notes))
+    found = asyncio.run(answer(target, thread, text, params, show, notes=notes, key=key))
     if as_json:
         emit(found)
     elif not found.good:

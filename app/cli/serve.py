@@ -108,6 +108,8 @@ def facts(service: Service) -> dict[str, str]:
     database = service.database
     where = {"memory": "in memory, lost on exit", "postgres": database.shown}.get(database.kind)
     found = {"url": service.url, "database": where or str(Path(database.shown).absolute())}
+    if service.auth.locked_out:
+        found["keys"] = "none yet, so nobody comes in: everlog keys create NAME"
     if database.kind == "postgres":
         found["node"] = service.runtime.presence.name
     if service.model is not None:

@@ -146,6 +146,12 @@ class Auth:
         self._busy: dict[str, int] = {}
         self._guests: dict[object, tuple[str, Callable[[], None]]] = {}
 
+    @property
+    def locked_out(self) -> bool:
+        """Whether nobody can come in, because a key is needed and there is none."""
+        now = time.time_ns()
+        return self.required and not any(key.valid(now) for key in self.keys.all)
+
     async def load(self) -> None:
         """Read the keys. Call before anybody is let in."""
         self.keys = await keys.load(self._store)

@@ -89,6 +89,7 @@ class Client:
         url: Of the server, such as ``http://127.0.0.1:8000``.
         patience: Seconds to go on trying while there is no server; from the first failure.
         on_notice: Called with every notice.
+        token: An API key, where the server needs one.
 
     Use as ``async with Client(url) as client``; entering connects.
 
@@ -103,7 +104,9 @@ class Client:
         *,
         patience: float = 30.0,
         on_notice: Callable[[wire.Notice], None] | None = None,
+        token: str | None = None,
     ) -> None:
+        self._token = token
         parts = urlsplit(url)
         scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
         self._url = f"{scheme}://{parts.netloc}/ws"
@@ -278,6 +281,12 @@ class Client:
                 reason = f"it answered {status}"
             except ConnectionClosed as error:
                 code = error.rcvd.code if error.rcvd else None
+                if error.rcvd is not None and code == CloseCode.KEY:
+                    raise ConnectFailed(
+                        f"the server says: {error.rcvd.reason}",
+                        hint="Make a key with `everlog keys create NAME`, and give it with --key or"
+                        " EVERLOG_KEY.",
+                    ) from None
                 if code in (CloseCode.PROTOCOL, CloseCode.POLICY):
                     raise ConnectFailed(f"the server closed: {error}") from None
                 failing_since, wait, reason = None, FIRST_WAIT, "the connection was lost"
@@ -301,7 +310,9 @@ class Client:
             proxy=None if self._local else True,
             close_timeout=2,
         ) as socket:
-            await socket.send(encode(wire.Hello(protocol=wire.PROTOCOL)), text=True)
+            await socket.send(
+                encode(wire.Hello(protocol=wire.PROTOCOL, token=self._token)), text=True
+            )
             welcome = wire.decode_server(await socket.recv(decode=False))
             if not isinstance(welcome, wire.Welcome):
                 raise ConnectFailed(f"expected welcome, got {type(welcome).__name__.lower()}")

@@ -19,7 +19,8 @@ from app.events.ids import uuid7
 from app.events.memory import MemoryStore
 from app.transport import keys
 from app.transport.auth import Auth, Bucket, Denied, Principal, bearer, needed
-from app.transport.door import Door, wanted
+from app.transport.client import Client, ConnectFailed
+from app.transport.door import PUBLIC, Door, wanted
 from app.transport.origin import Gate
 from app.transport.server import Service
 from tests.support.postgres import Cluster, new_database
@@ -375,3 +376,30 @@ async def test_a_stream_ends_when_its_key_is_revoked() -> None:
         assert sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
+
+
+async def test_the_page_on_keys_is_true() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "keys.md").read_text()
+    for scope in keys.SCOPES:
+        assert f"| `{scope}` |" in text
+    for path in PUBLIC - {"/", "/favicon.ico"}:
+        assert f"`{path}`" in text
+
+
+async def test_a_client_that_is_locked_out_says_why(tmp_path: Path) -> None:
+    async with serving(tmp_path, auth="required") as service:
+        assert service.auth.locked_out
+        with pytest.raises(ConnectFailed, match="an API key is needed") as error:
+            async with Client(service.url):
+                pass
+        assert error.value.hint and "EVERLOG_KEY" in error.value.hint
+        made = await keys.create(service.store, "k")
+        await asyncio.sleep(0.05)
+        assert not service.auth.locked_out
+        async with Client(service.url, token=made.secret) as client:
+            assert client.welcome.user.id == "key:k"
+            await keys.revoke(service.store, "k")
+            with pytest.raises(ConnectFailed, match="of no use any more"):
+                async with asyncio.timeout(5):
+                    async for _ in client.follow(uuid7()):
+                        pass
