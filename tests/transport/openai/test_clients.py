@@ -245,8 +245,9 @@ def test_the_timeline_of_a_request(client: OpenAI, server: Server) -> None:
 
 
 def test_langchain(server: Server) -> None:
-    langchain = pytest.importorskip("langchain_openai")
-    model = langchain.ChatOpenAI(
+    from langchain_openai import ChatOpenAI  # takes a second to import
+
+    model = ChatOpenAI(
         model=MODEL, base_url=f"{server.url}/v1", api_key="none", temperature=0, max_tokens=20
     )
     assert "Paris" in model.invoke("What is the capital of France?").content
@@ -263,3 +264,67 @@ def test_frames_as_curl_sees_them(server: Server, tmp_path: Path) -> None:
     frames = answer.text.split("\n\n")
     assert frames[-2:] == ["data: [DONE]", ""]
     assert all(frame.startswith("data: {") and "\n" not in frame for frame in frames[:-2])
+
+
+def test_responses(client: OpenAI) -> None:
+    made = client.responses.create(
+        model=MODEL, input="What is the capital of France?", temperature=0, max_output_tokens=20
+    )
+    assert made.status == "completed"
+    assert "Paris" in made.output_text
+    assert client.responses.retrieve(made.id).output_text == made.output_text
+    more = client.responses.create(
+        model=MODEL,
+        input="And of Spain?",
+        previous_response_id=made.id,
+        temperature=0,
+        max_output_tokens=8,
+    )
+    assert more.usage is not None and made.usage is not None
+    assert more.usage.input_tokens > made.usage.total_tokens
+    items = client.responses.input_items.list(more.id).data
+    assert [item.content[0].text for item in items] == ["And of Spain?"]  # type: ignore[union-attr]
+
+
+def test_a_response_as_a_stream_that_breaks_off(client: OpenAI) -> None:
+    stream = client.responses.create(
+        model=MODEL,
+        input="Count to ten.",
+        background=True,
+        stream=True,
+        temperature=0,
+        max_output_tokens=24,
+    )
+    seen = []
+    for event in stream:
+        seen.append(event)
+        if event.type == "response.output_text.delta":
+            break
+    stream.close()
+    first: Any = seen[0]
+    rest = client.responses.retrieve(
+        first.response.id, stream=True, starting_after=seen[-1].sequence_number
+    )
+    seen += rest
+    assert [event.sequence_number for event in seen] == list(range(len(seen)))
+    text = "".join(e.delta for e in seen if e.type == "response.output_text.delta")
+    last: Any = seen[-1]
+    assert last.response.output_text == text != ""
+
+
+def test_a_response_that_calls_and_parses(client: OpenAI) -> None:
+    tool: Any = {"type": "function", "strict": True, **WEATHER["function"]}
+    made = client.responses.create(
+        model=MODEL,
+        input="How is the weather in Paris?",
+        tools=[tool],
+        tool_choice={"type": "function", "name": "get_weather"},
+        temperature=0,
+        max_output_tokens=60,
+    )
+    (call,) = made.output
+    assert call.type == "function_call" and call.name == "get_weather"
+    parsed = client.responses.parse(
+        model=MODEL, input="Paris?", text_format=Capital, temperature=0, max_output_tokens=60
+    )
+    assert isinstance(parsed.output_parsed, Capital)
