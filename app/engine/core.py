@@ -105,6 +105,7 @@ class Core:
             try:
                 self._add(frame)
             except EverlogError as error:
+                self.runner.release(frame.request)
                 self._out.append(Failed(request=frame.request, code="invalid", message=str(error)))
         elif isinstance(frame, Cancel):
             if self.scheduler.end(frame.request):

@@ -37,9 +37,11 @@ class Drawer:
         """Make ready what a sequence needs.
 
         Raises:
-            InputError: A plugin that it asks for is not to be had.
+            InputError: A plugin that it asks for is not to be had, or its form is malformed.
 
         """
+        if sequence.params.structured is not None:
+            self._guides.prepare(sequence)
         self._processors.prepare(sequence.request, sequence.params.processors)
 
     def release(self, request: str) -> None:

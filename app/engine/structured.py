@@ -180,12 +180,25 @@ class Guides:
         spelled = b"".join(map(tokenizer.token_bytes, tokenizer.encode(_PROBE)))
         self._exact = spelled == _PROBE.encode()
 
+    def prepare(self, sequence: Sequence) -> None:
+        """Make the guide of a sequence that has a form.
+
+        Raises:
+            InputError: The form is malformed, or the output so far does not fit it.
+
+        """
+        error = self.at(sequence).error
+        if error is not None:
+            raise InputError(error, field="params.structured")
+
     def at(self, sequence: Sequence) -> Guide:
         """The guide of a sequence that has a form, at its last token."""
         guide = self._guides.get(sequence.request)
         if guide is None:
             assert sequence.params.structured is not None
-            matcher = self._compile(grammar(sequence.params.structured)).deep_copy()
+            matcher = self._compile(
+                grammar(sequence.params.structured, field="params.structured")
+            ).deep_copy()
             guide = Guide(matcher, self._tokenizer.eos, self._vocab)
             self._guides[sequence.request] = guide
         guide.follow(sequence.tokens[sequence.prompt_len :])

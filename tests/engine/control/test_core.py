@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -31,7 +32,7 @@ from app.engine.frames import (
     Stop,
     ToCore,
 )
-from app.engine.sampling import SamplingParams
+from app.engine.sampling import SamplingParams, Structured
 from app.events.catalogue import ChatMessage
 
 ROOT = Path(__file__).parents[3]
@@ -168,6 +169,69 @@ def test_a_batch_gives_what_each_gives_alone(core: Core) -> None:
     assert {name: tokens(outputs) for name, outputs in together.items()} == alone
 
 
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "colour": {"enum": ["dark red", "light blue"]},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},
+    },
+    "required": ["name", "colour", "age"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("params", [{}, {"temperature": 0.9}, {"logprobs": 1}])
+def test_a_form_is_kept_to_from_any_committed_tokens_on(core: Core, params: dict[str, Any]) -> None:
+    kwargs = {"structured": Structured(json_schema=PERSON), "max_tokens": 60, **params}
+    core.add("whole", **kwargs)
+    whole = core.finish("whole")["whole"]
+    found = json.loads(text(whole))
+    assert found.keys() == PERSON["properties"].keys()  # type: ignore[attr-defined]
+    assert whole[-1].reason == "stop"
+    jumped = any(len(output.tokens) > 1 for output in whole)
+    assert jumped == ("logprobs" not in params)
+    for done in range(0, len(whole), 4):
+        core.add("resumed", output=tokens(whole[:done]), **kwargs)
+        rest = core.finish("resumed")["resumed"]
+        assert [output.tokens for output in whole[:done] + rest] == [o.tokens for o in whole]
+        assert text(whole[:done] + rest) == text(whole)
+
+
+def test_a_form_ends_the_answer_whatever_else_is_said(core: Core) -> None:
+    form = Structured(choice=("yes", "no"))
+    core.add("a", structured=form, min_tokens=9, max_tokens=12)
+    core.add("b", structured=form, ignore_eos=True)
+    core.add("c", structured=Structured(regex="[a-z]+"), min_tokens=6, max_tokens=6)
+    core.add("d", structured=Structured(json_schema=PERSON), max_tokens=3)
+    core.add("e", structured=Structured(json_schema=PERSON), max_tokens=60, stop=("colour",))
+    outputs = core.finish("a", "b", "c", "d", "e")
+    assert {text(outputs["a"]), text(outputs["b"])} <= {"yes", "no"}
+    assert outputs["a"][-1].reason == outputs["b"][-1].reason == "stop"
+    assert len(tokens(outputs["c"])) == 6 and text(outputs["c"]).isalpha()
+    assert len(tokens(outputs["d"])) == 3 and outputs["d"][-1].reason == "length"
+    assert text(outputs["e"]).endswith(', "') and outputs["e"][-1].reason == "stop"
+
+
+def test_log_probabilities_come_with_the_tokens(core: Core) -> None:
+    core.add("a", logprobs=3, prompt_logprobs=2, temperature=0.8, seed=4)
+    outputs = core.finish("a")["a"]
+    for output in outputs:
+        assert output.logprobs is not None
+        (one,) = output.logprobs
+        assert len(one.top) == 3 and one.logprob <= one.top[0][1]
+        assert dict(one.top).get(output.tokens[0], one.logprob) == one.logprob
+    prompt = outputs[0].prompt
+    assert prompt is not None and len(prompt) == 37
+    assert prompt[0] is None and all(len(one.top) == 2 for one in prompt[1:] if one)
+    assert all(output.prompt is None for output in outputs[1:])
+    core.add("b", logprobs=3, prompt_logprobs=2, temperature=0.8, seed=4)  # cached by now
+    again = core.finish("b")["b"]
+    assert (again[0].prompt, again[0].tokens) == (prompt, outputs[0].tokens)
+    core.add("c", prompt_logprobs=2, output=tokens(outputs[:2]))
+    assert all(output.prompt is None for output in core.finish("c")["c"])
+
+
 @pytest.mark.parametrize(
     ("kwargs", "code", "message"),
     [
@@ -176,6 +240,15 @@ def test_a_batch_gives_what_each_gives_alone(core: Core) -> None:
         ({"text": ""}, "invalid", "text: must not be empty"),
         ({"prompt": []}, "invalid", "prompt: must not be empty"),
         ({"prompt": [1, 10**6]}, "invalid", "prompt: token ids are 0 to"),
+        ({"logit_bias": {10**6: 1.0}}, "invalid", "params.logit_bias: token ids are 0 to"),
+        ({"processors": {"no such": 1}}, "invalid", "params.processors.no such: is not installed"),
+        ({"structured": Structured(regex="(")}, "invalid", "params.structured"),
+        ({"structured": Structured()}, "invalid", "params.structured"),
+        (
+            {"structured": Structured(choice=("a",)), "output": [9, 9, 9]},
+            "invalid",
+            "does not fit the form",
+        ),
         ({"prompt": [5] * 256}, "context", "256"),
         ({"deadline": 1.0}, "timeout", "deadline"),
     ],

@@ -289,9 +289,15 @@ lives = st.fixed_dictionaries(
     max_batch=st.integers(1, 5),
     max_tokens=st.integers(1, 24),
     policy=st.sampled_from(["fcfs", "priority"]),
+    forced=st.sampled_from([0, 0, 1, 9]),
 )
 def test_everyone_ends_with_the_tokens_it_would_get_alone(
-    requests: list[dict[str, Any]], num_blocks: int, max_batch: int, max_tokens: int, policy: str
+    requests: list[dict[str, Any]],
+    num_blocks: int,
+    max_batch: int,
+    max_tokens: int,
+    policy: str,
+    forced: int,
 ) -> None:
     scheduler = make(
         num_blocks=num_blocks,
@@ -300,7 +306,7 @@ def test_everyone_ends_with_the_tokens_it_would_get_alone(
         max_tokens=max_tokens,
         policy=policy,
     )
-    run = Run(scheduler)
+    run = Run(scheduler, Cache(forced=forced))
     cancelled = set()
     expected: dict[str, tuple[list[int], str]] = {}
     for tick in range(25):

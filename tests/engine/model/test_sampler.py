@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.engine.logprobs import logprobs
 from app.engine.philox import philox, uniform
 from app.engine.sampler import Sampler
 from app.engine.sampling import SamplingParams
@@ -34,6 +36,8 @@ def reference(logits: np.ndarray[Any, Any], s: Sequence) -> tuple[np.ndarray[Any
         scores[token] *= p.repetition_penalty if scores[token] <= 0 else 1 / p.repetition_penalty
     for token, count in Counter(output).items():
         scores[token] -= p.presence_penalty + p.frequency_penalty * count
+    for token, bias in p.logit_bias.items():
+        scores[token] += bias
     if len(output) < p.min_tokens:
         scores[[*EOS, *p.stop_token_ids]] = -math.inf
     if p.temperature == 0:
@@ -64,6 +68,7 @@ PARAMS = st.builds(
     frequency_penalty=st.sampled_from([0.0, -0.4]),
     min_tokens=st.sampled_from([0, 4]),
     stop_token_ids=st.sampled_from([(), (7, 9)]),
+    logit_bias=st.sampled_from([{}, {0: 5.0, 8: -100.0, 299: 2.5}]),
     seed=st.integers(0, 2**63 - 1),
 )
 TOKENS = st.lists(st.integers(0, 299), max_size=12)
@@ -189,3 +194,88 @@ def test_greedy_takes_the_first_of_equals() -> None:
     logits[2, 49151] = 1.0
     sequences = [sequence(SamplingParams(), [1], [], f"r{i}") for i in range(5)]
     assert Sampler(EOS).sample(logits, sequences) == [0, 9, 49151, 0, 0]
+
+
+# ------------------------------------------------------------------- bias, hooks, log probabilities
+
+
+def test_a_bias_bans_and_forces_behind_the_penalties() -> None:
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]] * 4)
+    params = [
+        SamplingParams(logit_bias={0: -100.0}),
+        SamplingParams(logit_bias={3: 100.0}),
+        SamplingParams(logit_bias={1: 1.5}, repetition_penalty=2.0),  # 2 / 2 + 1.5 < 3
+        SamplingParams(),
+    ]
+    sequences = [sequence(p, [1], [], f"r{i}") for i, p in enumerate(params)]
+    assert Sampler(()).sample(logits, sequences) == [1, 3, 0, 0]
+
+
+def test_a_bias_follows_its_distribution() -> None:
+    logits, bias = torch.zeros(4), {1: math.log(2.0), 2: math.log(3.0)}
+    params = SamplingParams(temperature=1.0, logit_bias=bias, seed=5)
+    sequences = [sequence(params, [1] * (i + 1), [], f"r{i}") for i in range(3500)]
+    count = Counter(Sampler(()).sample(logits.expand(3500, -1), sequences))
+    expected = np.array([500.0, 1000.0, 1500.0, 500.0])
+    observed = np.array([count[i] for i in range(4)])
+    assert ((observed - expected) ** 2 / expected).sum() < 16.3  # 0.1 % of chi-square(3)
+
+
+@pytest.mark.parametrize("extra", [{}, {"top_k": 300}, {"top_p": 0.9}, {"min_p": 0.01}])
+def test_what_a_hook_masks_is_never_drawn_and_the_rest_keeps_its_odds(
+    extra: dict[str, Any],
+) -> None:
+    logits = torch.from_numpy(np.random.default_rng(0).normal(0, 1, 2000)).float()
+    allowed = torch.zeros(2000, dtype=torch.bool)
+    allowed[[7, 500, 1999]] = True
+    params = SamplingParams(temperature=1.0, seed=3, **extra)
+    size = 3000
+    sequences = [sequence(params, [1] * (i + 1), [], f"r{i}") for i in range(size)]
+    hooks = {i: lambda row: row.masked_fill_(~allowed, -math.inf) for i in range(size)}
+    count = Counter(Sampler(()).sample(logits.expand(size, -1), sequences, hooks))
+    assert set(count) <= {7, 500, 1999}
+    expected = torch.softmax(logits[allowed], 0).numpy() * size
+    observed = np.array([count[7], count[500], count[1999]])
+    if "top_p" not in extra:
+        assert ((observed - expected) ** 2 / expected).sum() < 13.8  # 0.1 % of chi-square(2)
+
+
+def test_hooks_reach_their_rows_whatever_stands_beside_them() -> None:
+    logits = torch.zeros(4, 50)
+    params = [SamplingParams(), SamplingParams(temperature=0.5, seed=1), *[SamplingParams()] * 2]
+    sequences = [sequence(p, [1], [], f"r{i}") for i, p in enumerate(params)]
+
+    def only(token: int) -> Callable[[torch.Tensor], None]:
+        def hook(row: torch.Tensor) -> None:
+            row[token] += 1000
+
+        return hook
+
+    tokens = Sampler(()).sample(logits, sequences, {1: only(11), 3: only(33)})
+    assert tokens == [0, 11, 0, 33]
+    assert not logits.any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 399), st.integers(0, 20)), min_size=1, max_size=70),
+    st.integers(0, 99),
+)
+def test_logprobs_equal_the_reference(places: list[tuple[int, int]], seed: int) -> None:
+    # coarse values: many equal logits
+    logits = np.random.default_rng(seed).normal(0, 4, (len(places), 400)).round()
+    tokens, tops = [t for t, _ in places], [n for _, n in places]
+    found = logprobs(torch.from_numpy(logits).bfloat16(), tokens, tops)
+    for row, token, count, one in zip(logits, tokens, tops, found, strict=True):
+        values = row - row.max() - np.log(np.exp(row - row.max()).sum())
+        wanted = sorted(range(400), key=lambda i, v=values: (-v[i], i))[:count]
+        assert one.logprob == pytest.approx(values[token], abs=1e-5)
+        assert [i for i, _ in one.top] == wanted
+        assert [v for _, v in one.top] == pytest.approx(values[wanted], abs=1e-5)
+
+
+def test_logprobs_do_not_depend_on_their_neighbours() -> None:
+    logits = torch.randn(40, 49152, generator=torch.Generator().manual_seed(1)) * 5
+    together = logprobs(logits, list(range(40)), [5] * 40)
+    alone = [logprobs(logits[i : i + 1], [i], [5])[0] for i in range(40)]
+    assert together == alone
