@@ -11,7 +11,7 @@ import msgspec
 from tokenizers import Tokenizer as _Backend
 
 from app.engine.vocabulary import from_gguf
-from app.engine.weights.checkpoint import Checkpoint, Damaged
+from app.engine.weights.checkpoint import Checkpoint, Damaged, open_checkpoint
 from app.engine.weights.safetensors import read_json
 from app.errors import StartupError
 
@@ -69,6 +69,20 @@ class Tokenizer:
         if checkpoint.format == "gguf":
             return cls._from_gguf(checkpoint)
         return cls._from_folder(checkpoint.path, checkpoint.metadata)
+
+    @classmethod
+    def open(cls, path: Path) -> Tokenizer:
+        """Build the tokenizer of a model's file or folder, without its weights or torch.
+
+        Raises:
+            StartupError: as `load`.
+
+        """
+        config = path / "config.json"
+        if config.is_file():
+            return cls._from_folder(path, read_json(config))
+        with open_checkpoint(path) as checkpoint:
+            return cls.load(checkpoint)
 
     @classmethod
     def _from_gguf(cls, checkpoint: Checkpoint) -> Tokenizer:

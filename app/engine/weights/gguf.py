@@ -10,13 +10,15 @@ from __future__ import annotations
 import mmap
 import struct
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 
 from app.engine.weights.checkpoint import Checkpoint, Damaged
 from app.errors import StartupError
+
+if TYPE_CHECKING:
+    import torch  # imported where it is needed: who reads only the vocabulary does without
 
 __all__ = ["GGUFCheckpoint"]
 
@@ -174,6 +176,8 @@ class GGUFCheckpoint(Checkpoint):
 
     def tensor(self, name: str) -> torch.Tensor:
         """Read and dequantize a tensor (float32; F16 and BF16 stay as they are)."""
+        import torch
+
         entry = self._lookup(name)
         # copied out, so that closing the map cannot invalidate a tensor
         raw = np.frombuffer(self._map, np.uint8, entry.size, entry.start).copy()
@@ -205,6 +209,8 @@ def _block(path: Path, name: str, kind: int) -> tuple[int, int]:
 
 
 def _dequantize(raw: np.ndarray[Any, Any], entry: _Entry) -> torch.Tensor:
+    import torch
+
     data = torch.from_numpy(raw)
     if entry.type == _F32:
         return data.view(torch.float32)
@@ -230,6 +236,7 @@ def _dequantize(raw: np.ndarray[Any, Any], entry: _Entry) -> torch.Tensor:
 
 
 def _dequantize_any(raw: np.ndarray[Any, Any], entry: _Entry) -> torch.Tensor:
+    import torch
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize
 

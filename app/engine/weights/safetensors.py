@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import torch
 from safetensors import SafetensorError, safe_open
 
 from app.engine.weights.checkpoint import Checkpoint, Damaged
 from app.errors import StartupError
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["SafetensorsCheckpoint", "read_json"]
 
@@ -98,6 +100,8 @@ class SafetensorsCheckpoint(Checkpoint):
 
     def tensor(self, name: str) -> torch.Tensor:
         """Read a tensor as stored."""
+        import torch
+
         try:
             tensor: torch.Tensor = self._handle(name).get_tensor(name)
         except SafetensorError as error:

@@ -15,7 +15,6 @@ from app.config import Config
 from app.engine.frames import Ready
 from app.engine.hub import KNOWN, find
 from app.engine.tokenizer import Tokenizer
-from app.engine.weights.checkpoint import open_checkpoint
 from app.errors import StartupError
 from app.events.catalogue import WorkerStarted
 from app.events.store import EventStore
@@ -128,7 +127,9 @@ class Api:
         public, root = self.choose(name)
         task = self._tokenizers.get(root or "")
         if task is None or (task.done() and task.exception() is not None):
-            task = asyncio.ensure_future(asyncio.to_thread(_load, self._path(public, root)))
+            task = asyncio.ensure_future(
+                asyncio.to_thread(Tokenizer.open, self._path(public, root))
+            )
             self._tokenizers[root or ""] = task
         try:
             return await asyncio.shield(task)
@@ -208,8 +209,3 @@ def json(value: Any, *, status: int = 200, unused: list[str] | None = None) -> R
         headers=passed_over(unused or []),
         media_type="application/json",
     )
-
-
-def _load(path: Path) -> Tokenizer:
-    with open_checkpoint(path) as checkpoint:
-        return Tokenizer.load(checkpoint)

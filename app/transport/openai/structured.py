@@ -19,9 +19,7 @@ KINDS = {
 }
 
 
-def structured(
-    format: dict[str, Any] | None, outputs: dict[str, Any] | None, tools: Tools
-) -> dict[str, Any] | None:
+def structured(format: Any, outputs: dict[str, Any] | None, tools: Tools) -> dict[str, Any] | None:
     """The engine's parameter ``structured``; None: the answer is free.
 
     Raises:
@@ -46,15 +44,19 @@ def _forced(tools: Tools) -> dict[str, Any] | None:
     return None if found is None else {"json_schema": found}
 
 
-def _response_format(given: dict[str, Any] | None) -> dict[str, Any] | None:
-    kind = (given or {"type": "text"}).get("type")
+def _response_format(given: Any) -> dict[str, Any] | None:
+    if given is None:
+        return None
+    if not isinstance(given, dict):
+        raise refusal("response_format", "response_format must be an object")
+    kind = given.get("type")
     if kind == "text":
         return None
     if kind == "json_object":
         return {"json_object": True}
     if kind == "json_schema":
         # beside its type in the Responses API, in an object of its own in chat completions
-        wrapper = (given or {}).get("json_schema", given)
+        wrapper = given.get("json_schema", given)
         found = wrapper.get("schema") if isinstance(wrapper, dict) else None
         if not isinstance(found, dict | bool):
             at = "response_format.json_schema.schema"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from app.events.codec import decode, new
 from app.events.store import Append, Appended, Claimed, Fence
 from app.transport.openai import reply
 from app.transport.server import Service
+from tests.support.server import ROOT
 from tests.transport.serving import serving
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}
@@ -353,3 +356,13 @@ async def test_pages_of_other_sites_may_not_ask(client: httpx2.AsyncClient) -> N
     headers = {"origin": "https://evil.example", "content-type": "text/plain"}
     answer = await client.post("/v1/chat/completions", json=CHAT, headers=headers)
     assert answer.status_code == 403
+
+
+@pytest.mark.model
+def test_a_tokenizer_comes_without_torch() -> None:
+    code = (
+        "import sys; from app.transport.openai.api import Tokenizer;"
+        "from app.engine.hub import find;"
+        "Tokenizer.open(find('smollm2-135m-instruct')); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -29,7 +29,7 @@ def completion(**fields: Any) -> Any:
     return completion_plan(body, deadline=None, origin={})
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"1", b'"x"', b"\xff", b"null"])
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"1", b'"x"', b"\xff", b"null", b"[" * 100_000])
 def test_a_body_that_is_no_object_is_refused(data: bytes) -> None:
     with pytest.raises(ApiError) as refused:
         parse(data, ChatBody)
