@@ -54,6 +54,7 @@ class ThreadJobs:
         self._shared = shared
         self._state = empty(thread)
         self._jobs: deque[Job] = deque()
+        self._writes = 0  # what was read while one was made may lack it
 
     @property
     def busy(self) -> bool:
@@ -61,14 +62,15 @@ class ThreadJobs:
         return self.worker is not None
 
     async def refresh(self) -> ThreadState:
-        """Bring the state up to date with the log."""
+        """Bring the state up to date with the log, and with all that was written from here."""
         state, store = self._state, self._shared.store
         while True:
+            written = self._writes
             events = await store.fetch(after=state.version, stream=self.stream, limit=PAGE)
             for event in events:
                 if event.version == state.version + 1:  # another refresh may have been faster
                     apply(state, event)
-            if len(events) < PAGE:
+            if len(events) < PAGE and written == self._writes:
                 return state
 
     def forget(self) -> None:
@@ -159,6 +161,7 @@ class ThreadJobs:
             if not isinstance(outcome, Appended | Conflict | Duplicate):
                 raise EverlogError(f"the log refused the command: {outcome}")
             done = isinstance(outcome, Appended)
+            self._writes += 1
             return outcome
         finally:
             for job in begins:

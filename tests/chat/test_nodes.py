@@ -15,7 +15,7 @@ from app.chat.commands import DeleteCommand, RenameCommand
 from app.chat.errors import Refused
 from app.errors import StartupError
 from app.events.catalogue import RunResumed, RunStarted
-from app.events.envelope import thread_stream
+from app.events.envelope import Event, thread_stream
 from app.events.ids import uuid7
 from app.events.open import open_store
 from app.events.presence import Presence
@@ -212,6 +212,29 @@ async def test_what_waits_at_a_node_that_drains_is_answered_where_people_come_ba
         ("a", "completed"),
         ("b", "completed"),
     ]
+
+
+async def test_a_message_is_not_forgotten_because_it_came_while_the_log_was_looked_at(
+    stores: Stores, thread: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run is stopped elsewhere, and the next message comes just as it ends here."""
+    fetch = stores[0].fetch
+
+    async def slowly(**what: Any) -> list[Event]:
+        found = await fetch(**what)
+        await asyncio.sleep(0.02)
+        return found
+
+    async def think(message: el.Message) -> None:
+        await asyncio.sleep(30)
+
+    async with two(stores, app_of(on_message=think)) as (a, b):
+        monkeypatch.setattr(stores[0], "fetch", slowly)
+        for runs in range(1, 13):
+            await a.post(thread, "x")
+            await a.until(thread, lambda s, runs=runs: len(s.runs) == runs)
+            await b.stop(thread)
+            await asyncio.sleep(0.005 * (runs % 6))
 
 
 @pytest.mark.parametrize("clean", [False, True])
