@@ -1,19 +1,33 @@
-"""``python -m bench [NAME]...``: run benchmarks one after the other, all by default."""
+"""``python -m bench [NAME]...``: run benchmarks one after the other; by default all but long ones."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
-NAMES = ("log", "verify", "rebuild", "streaming", "memory", "served", "engine")
+NAMES = (
+    "log",
+    "postgres",
+    "verify",
+    "rebuild",
+    "streaming",
+    "memory",
+    "served",
+    "engine",
+    "nodes",
+)
+
+#: Minutes each; only by name.
+LONG = ("questions", "flat", "large")
 
 
 def main() -> None:
     """Run each in a process of its own, so that none inherits another's memory or threads."""
     names = sys.argv[1:] or NAMES
-    unknown = [name for name in names if name not in NAMES]
+    unknown = [name for name in names if name not in NAMES + LONG]
     if unknown:
-        sys.exit(f"There is no benchmark {unknown[0]!r}; there are {', '.join(NAMES)}.")
+        known = ", ".join(NAMES + LONG)
+        sys.exit(f"There is no benchmark {unknown[0]!r}; there are {known}.")
     failed = [
         name for name in names if subprocess.call([sys.executable, "-m", f"bench.{name}"]) != 0
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import statistics
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
@@ -24,7 +25,8 @@ from bench.questions.writers import Pace, Writer, connections, empty_log, server
 from bench.report import Report, percentile
 from tests.support.postgres import Cluster, cluster
 
-SECONDS = 4.0
+ROUNDS = 4
+SECONDS = 1.5
 WRITERS = 4
 LISTENERS = 8
 PAUSE = 0.02
@@ -52,14 +54,13 @@ Commits = list[tuple[int, int]]
 def main() -> None:
     """Measure and publish."""
     with cluster() as server:
-        rows = [_way(server, *way) for way in WAYS]
+        rows = _wakes(server)
         version = uvloop.run(server_version(server))
         _publish_wake(rows, version)
         _publish_notify(server, version)
 
 
 def _publish_wake(rows: list[list[Any]], version: str) -> None:
-    alone = rows[0][5]
     Report(
         name="questions-wake",
         title="From a commit to another process that follows the log",
@@ -72,31 +73,53 @@ def _publish_wake(rows: list[list[Any]], version: str) -> None:
             "commits/s, busy",
             "of the commits/s of writers alone",
         ],
-        rows=[[*row, row[5] / alone] for row in rows],
+        rows=rows,
         notes=[
-            f"{version}, default settings, fsync on; {SECONDS} s each. From the moment a commit is "
-            "answered to the moment the event is in the feed of the other process, its rows read "
-            f"from the database. Quiet: a commit every {PAUSE * 1e3:.0f} ms; busy: {WRITERS} "
-            "writers without pause, one event a commit.",
+            f"{version}, default settings, fsync on; {ROUNDS} rounds of {SECONDS} s each, the ways "
+            "in turn: times over all rounds, medians of rates and of their ratios in a round. From "
+            "the moment a commit is answered to the moment the event is in the feed of the other "
+            f"process, its rows read from the database. Quiet: a commit every {PAUSE * 1e3:.0f} "
+            f"ms; busy: {WRITERS} writers without pause, one event a commit.",
             "Notifications are sent by the store's own notifier after commits: at once if the last "
             "one was long enough ago. All share two cores, so a wake costs the writers time.",
         ],
     ).publish()
 
 
-def _way(server: Cluster, name: str, told: float | None, looks: float) -> list[Any]:
-    quiet, _ = _measure(server, told, looks, writers=1, pause=PAUSE)
-    busy, rate = _measure(server, told, looks, writers=WRITERS, pause=0.0)
-    return [name, *quiet, *busy, rate]
+def _wakes(server: Cluster) -> list[list[Any]]:
+    quiet: list[list[float]] = [[] for _ in WAYS]
+    busy: list[list[float]] = [[] for _ in WAYS]
+    rates: list[list[float]] = [[] for _ in WAYS]
+    for _ in range(ROUNDS):
+        for n, (_, told, looks) in enumerate(WAYS):
+            if looks != NEVER or told is not None:
+                quiet[n] += _measure(server, told, looks, writers=1, pause=PAUSE)[0]
+            late, rate = _measure(server, told, looks, writers=WRITERS, pause=0.0)
+            busy[n] += late
+            rates[n].append(rate)
+    return [
+        [
+            name,
+            *_percentiles(quiet[n]),
+            *_percentiles(busy[n]),
+            statistics.median(rates[n]),
+            statistics.median(one / of for one, of in zip(rates[n], rates[0], strict=True)),
+        ]
+        for n, (name, _, _) in enumerate(WAYS)
+    ]
+
+
+def _percentiles(late: list[float]) -> list[Any]:
+    return [percentile(late, 50), percentile(late, 99)] if late else ["", ""]
 
 
 def _measure(
     server: Cluster, told: float | None, looks: float, *, writers: int, pause: float
-) -> tuple[list[Any], float]:
+) -> tuple[list[float], float]:
+    """Milliseconds from commits to the sight of them, and commits a second."""
     url = uvloop.run(empty_log(server))
     if told is None and looks == NEVER:
-        _, rate = uvloop.run(_write(url, told, writers, pause))
-        return ["", ""], rate
+        return [], uvloop.run(_write(url, told, writers, pause))[1]
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe()
     child = context.Process(target=_follower, args=(theirs, url, looks))
@@ -104,11 +127,10 @@ def _measure(
     theirs.close()  # so that its death is noticed
     mine.recv()  # it listens
     commits, rate = uvloop.run(_write(url, told, writers, pause))
-    mine.send(commits[-1][0])
+    mine.send(None)
     seen: Commits = mine.recv()
     child.join()
-    late = sorted(_delays(commits, seen))
-    return [percentile(late, 50), percentile(late, 99)], rate
+    return _delays(commits, seen), rate
 
 
 def _delays(commits: Commits, seen: Commits) -> list[float]:
@@ -231,9 +253,10 @@ def _publish_notify(server: Cluster, version: str) -> None:
         ],
         rows=rows,
         notes=[
-            f"{version}, default settings, fsync on; {SECONDS} s each. Every log is a database of "
-            f"its own on one server, with {WRITERS} writers and {LISTENERS} listening connections; "
-            "all logs are written at the same time.",
+            f"{version}, default settings, fsync on; {ROUNDS} rounds of {SECONDS} s, the ways in "
+            "turn; medians of rates and of their ratios in a round, times over all. Every log is a "
+            f"database of its own on one server, with {WRITERS} writers and {LISTENERS} listening "
+            "connections; all logs are written at the same time.",
             "A transaction that notifies holds a lock of the whole server until its commit is "
             "flushed, so logs that have nothing in common wait for each other.",
         ],
@@ -241,11 +264,17 @@ def _publish_notify(server: Cluster, version: str) -> None:
 
 
 async def _costs(server: Cluster, logs: int) -> list[list[Any]]:
-    rows: list[list[Any]] = []
-    for name, told in (("no notifications", None), ("outside, 5 ms", 0.005), ("inside", 0.0)):
-        pace = await _many_logs(server, logs, told)
-        of = pace.rate / (rows[0][1] if rows else pace.rate)
-        rows.append([f"{logs}, {name}", pace.rate, pace.at(50), pace.at(99), of])
+    ways = (("no notifications", None), ("outside, 5 ms", 0.005), ("inside", 0.0))
+    found: list[list[Pace]] = [[] for _ in ways]
+    for _ in range(ROUNDS):
+        for (_, told), paces in zip(ways, found, strict=True):
+            paces.append(await _many_logs(server, logs, told))
+    rows = []
+    for (name, _), paces in zip(ways, found, strict=True):
+        took = Pace([seconds for pace in paces for seconds in pace.took])
+        of = [one.rate / alone.rate for one, alone in zip(paces, found[0], strict=True)]
+        rate = statistics.median(pace.rate for pace in paces)
+        rows.append([f"{logs}, {name}", rate, took.at(50), took.at(99), statistics.median(of)])
     return rows
 
 
