@@ -31,6 +31,7 @@ _BETWEEN = (
     *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5),
     *(10.0, 20.0, 40.0, 80.0),
 )
+_BETWEEN_MS = tuple(bound * 1e3 for bound in _BETWEEN)
 _TOKENS = tuple(float(m * 10**e) for e in range(6) for m in (1, 2, 5))
 _FEW = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 10.0, 20.0)
 
@@ -163,6 +164,17 @@ def _observe(rows: Rows, name: str, a: str, value: float) -> None:
     row.sum += value
 
 
+def _gaps(spread: Spread, before: float, offsets: list[float]) -> None:
+    """Count the times between tokens that came at these offsets (ms) after one ``before``."""
+    if not offsets:
+        return
+    spread.sum += max(0.0, offsets[-1] - before) / 1e3
+    counts = spread.counts
+    for offset in offsets:
+        counts[bisect_left(_BETWEEN_MS, offset - before)] += 1
+        before = offset
+
+
 class Metrics(Projection):
     """Counters and histograms. What is under way has a row of its own until it ends."""
 
@@ -228,34 +240,35 @@ class Metrics(Projection):
 
     @handles(c.TokensGenerated)
     def tokens(self, rows: Rows, event: Event, data: c.TokensGenerated) -> None:
-        row = self._flight(rows, event, data.request)
+        """Most events are these, so this one minds the microseconds."""
+        row = rows.edit(FLIGHT, data.request)
         number = len(data.tokens)
-        if row is None or data.index < row.output or not number:
+        if row is None or row.stream != event.stream or data.index < row.output or not number:
             return
-        _add(rows, "generation_tokens", row.model, by=number)
+        model, offsets = row.model, data.offsets
+        count = rows.edit(COUNT, "generation_tokens", model, "")
+        if count is None:
+            count = rows.add(COUNT, Count("generation_tokens", model, ""))
+        count.value += number
+        spread = _spread(rows, "inter_token_latency_seconds", model)
+        if row.last is None or data.epoch != row.epoch:
+            self._first(rows, event, row, spread)
+            before = offsets[0] if offsets else 0.0
+            _gaps(spread, before, offsets[1:])
+        else:
+            _gaps(spread, row.offset, offsets)
+        row.output, row.last, row.epoch = data.index + number, event.time, data.epoch
+        row.offset = offsets[-1] if offsets else 0.0
+
+    def _first(self, rows: Rows, event: Event, row: Flight, spread: Spread) -> None:
+        """Count the time before the first token of a request, or of a worker that goes on."""
         if row.last is None:
             seconds = max(0, event.time - row.queued) / 1e9
             _observe(rows, "time_to_first_token_seconds", row.model, seconds)
-        self._gaps(rows, event, data, row)
-        row.output, row.last, row.epoch = data.index + number, event.time, data.epoch
-        row.offset = data.offsets[-1] if data.offsets else 0.0
-
-    def _gaps(self, rows: Rows, event: Event, data: c.TokensGenerated, row: Flight) -> None:
-        """Count the times between tokens: by offsets, and over a change of worker by the clock."""
-        offsets, before = data.offsets, row.offset
-        spread = _spread(rows, "inter_token_latency_seconds", row.model)
-        bounds, counts = _BETWEEN, spread.counts
-        if row.last is None or data.epoch != row.epoch:
-            if row.last is not None:
-                gap = max(0, event.time - row.last) / 1e9
-                counts[bisect_left(bounds, gap)] += 1
-                spread.sum += gap
-            before, offsets = (offsets[0], offsets[1:]) if offsets else (0.0, offsets)
-        for offset in offsets:
-            gap = max(0.0, offset - before) / 1e3
-            before = offset
-            counts[bisect_left(bounds, gap)] += 1
-            spread.sum += gap
+            return
+        gap = max(0, event.time - row.last) / 1e9
+        spread.counts[bisect_left(_BETWEEN, gap)] += 1
+        spread.sum += gap
 
     @handles(c.RequestFinished)
     def finished(self, rows: Rows, event: Event, data: c.RequestFinished) -> None:
