@@ -1,4 +1,4 @@
-"""``python -m bench [NAME]...``: run benchmarks one after the other; by default all but long ones."""
+"""``python -m bench [NAME]...``: run benchmarks one after the other; all but the long by default."""
 
 from __future__ import annotations
 
