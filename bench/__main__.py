@@ -1,4 +1,4 @@
-"""``python -m bench [NAME]...``: run benchmarks one after the other; all but the long by default."""
+"""``python -m bench [NAME]...``: benchmarks one after the other; all but the long by default."""
 
 from __future__ import annotations
 
