@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypedDict, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -16,7 +16,7 @@ from app.engine.frames import Ready
 from app.engine.hub import KNOWN, find
 from app.engine.tokenizer import Tokenizer
 from app.errors import StartupError
-from app.events.catalogue import WorkerStarted
+from app.events.catalogue import RequestQueued, WorkerStarted
 from app.events.store import EventStore
 from app.transport.auth import authenticate
 from app.transport.openai.active import Active
@@ -26,6 +26,7 @@ from app.transport.openai.fields import parse
 from app.transport.openai.logprobs import Spell
 from app.transport.openai.models import Model, chosen
 from app.transport.openai.reply import Answer, Reply
+from app.transport.openai.tokens import prompt_ids
 
 __all__ = ["Api", "Source", "json"]
 
@@ -36,6 +37,13 @@ FORWARDED = ("x-openwebui-user-id", "x-openwebui-user-name", "x-openwebui-chat-i
 IGNORED = "x-everlog-ignored"
 
 T = TypeVar("T", bound=msgspec.Struct)
+
+
+class Scoring(TypedDict, total=False):
+    """Arguments of an answer that says log probabilities."""
+
+    spell: Spell
+    prompts: list[list[int]]
 
 
 class Source(Protocol):
@@ -160,6 +168,23 @@ class Api:
 
         """
         return (await self.tokenizer(name)).token_bytes
+
+    async def scoring(self, requests: list[RequestQueued]) -> Scoring:
+        """What it takes to say log probabilities of these requests, if they ask for any.
+
+        Raises:
+            ApiError: As `tokenizer`.
+
+        """
+        params = requests[0].params
+        if params.logprobs is None and params.prompt_logprobs is None:
+            return {}
+        tokenizer = await self.tokenizer(requests[0].model)
+        found: Scoring = {"spell": tokenizer.token_bytes}
+        if params.prompt_logprobs is not None:
+            each = [prompt_ids(request, tokenizer) for request in requests]
+            found["prompts"] = each
+        return found
 
     # ----------------------------------------------------------------------------- calls
 

@@ -139,6 +139,7 @@ class ChatAnswer:
         created: Seconds since the epoch.
         options: What the stream says.
         spell: For log probabilities; None leaves them out.
+        prompts: Token ids of the prompts, for theirs; of each request.
 
     """
 
@@ -150,6 +151,7 @@ class ChatAnswer:
         created: int,
         options: StreamOptions,
         spell: logprobs.Spell | None = None,
+        prompts: Sequence[Sequence[int]] = (),
     ) -> None:
         requests, offered = given.requests, given.tools
         self._head = {
@@ -165,6 +167,9 @@ class ChatAnswer:
         self._parallel = offered.parallel
         self._options = options
         self._spell = spell
+        self._scored = requests[0].params.logprobs is not None
+        self._prompts = prompts
+        self._before: dict[int, list[Any]] = {}
         self._usage = Counter(len(requests), len(requests))
 
     # ---------------------------------------------------------------------------- stream
@@ -182,6 +187,10 @@ class ChatAnswer:
             case TokensGenerated():
                 scores = self._scores(payload)
                 choice.scores += scores
+                if payload.prompt_logprobs and self._spell is not None:
+                    self._before[index] = logprobs.prompt(
+                        payload.prompt_logprobs, self._prompts[index], self._spell
+                    )
                 return self._deltas(index, choice.parser.push(payload.text), scores)
             case RequestFinished(reason=reason):
                 frames = self._deltas(index, choice.parser.finish(), [])
@@ -265,6 +274,7 @@ class ChatAnswer:
             "object": "chat.completion",
             "choices": [self._whole(index) for index in range(len(self._choices))],
             "usage": self._usage.chat(),
+            **({"prompt_logprobs": self._before[0]} if 0 in self._before else {}),
         }
 
     def _whole(self, index: int) -> dict[str, Any]:
@@ -277,7 +287,7 @@ class ChatAnswer:
         }
         if choice.calls:
             message["tool_calls"] = choice.calls
-        scores = {"content": choice.scores, "refusal": None} if self._spell else None
+        scores = {"content": choice.scores, "refusal": None} if self._scored else None
         return {
             "index": index,
             "message": message,

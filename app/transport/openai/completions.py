@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -102,6 +103,7 @@ class CompletionAnswer:
         model: Name that clients see.
         created: Seconds since the epoch.
         spell: For log probabilities; None leaves them out.
+        prompts: Token ids of the prompts, for theirs; of each request.
 
     """
 
@@ -113,6 +115,7 @@ class CompletionAnswer:
         model: str,
         created: int,
         spell: logprobs.Spell | None = None,
+        prompts: Sequence[Sequence[int]] = (),
     ) -> None:
         self._head = {
             "id": public_id("cmpl-", requests[0].request),
@@ -124,10 +127,13 @@ class CompletionAnswer:
         self._requests = requests
         self._echo = body.echo
         self._options = body.stream_options
-        self._texts = [self._before(request) for request in requests]
+        self._texts = [self._prompt(request) for request in requests]
         self._reasons: list[str | None] = [None] * len(requests)
         self._lists = [logprobs.Legacy(spell) if spell else None for _ in requests]
         self._scores: list[dict[str, list[Any]]] = [{} for _ in requests]
+        self._spell = spell
+        self._prompts = prompts
+        self._before: dict[int, list[Any]] = {}
         self._usage = Counter(len(requests), body.n)
 
     def opening(self) -> bytes:
@@ -135,7 +141,7 @@ class CompletionAnswer:
         if not self._echo:
             return b""
         return b"".join(
-            self._chunk(i, text) for i, text in enumerate(map(self._before, self._requests))
+            self._chunk(i, text) for i, text in enumerate(map(self._prompt, self._requests))
         )
 
     def feed(self, index: int, payload: Payload) -> bytes:
@@ -145,6 +151,10 @@ class CompletionAnswer:
             case TokensGenerated(text=text):
                 self._texts[index] += text
                 scores = self._scored(index, payload)
+                if payload.prompt_logprobs and self._spell is not None:
+                    self._before[index] = logprobs.prompt(
+                        payload.prompt_logprobs, self._prompts[index], self._spell
+                    )
                 return self._chunk(index, text, scores=scores) if text or scores else b""
             case RequestFinished(reason=reason):
                 self._reasons[index] = reason
@@ -170,12 +180,13 @@ class CompletionAnswer:
                 "text": text,
                 "logprobs": self._scores[index] or None,
                 "finish_reason": self._reasons[index],
+                **({"prompt_logprobs": self._before[index]} if index in self._before else {}),
             }
             for index, text in enumerate(self._texts)
         ]
         return {**self._head, "choices": whole, "usage": self._usage.chat()}
 
-    def _before(self, request: RequestQueued) -> str:
+    def _prompt(self, request: RequestQueued) -> str:
         return (request.text or "") if self._echo else ""
 
     def _scored(self, index: int, payload: TokensGenerated) -> dict[str, Any] | None:

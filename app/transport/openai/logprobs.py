@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-__all__ = ["Legacy", "Scored", "Spell", "chat"]
+__all__ = ["Legacy", "Scored", "Spell", "chat", "prompt"]
 
 Spell = Callable[[int], bytes]
 """The bytes that a token stands for."""
@@ -41,6 +41,31 @@ def _entry(token: int, logprob: float, spell: Spell) -> dict[str, Any]:
     spelled = spell(token)
     text = spelled.decode("utf-8", "replace")
     return {"token": text, "logprob": finite(logprob), "bytes": list(spelled)}
+
+
+def prompt(
+    scores: Sequence[Scored | None], tokens: Sequence[int], spell: Spell
+) -> list[dict[str, Any] | None]:
+    """``prompt_logprobs`` as vLLM has them: by token id; null where nothing comes before.
+
+    ``tokens`` are those of the prompt; if they are not known, only the likeliest are there.
+    """
+    known = len(tokens) == len(scores)
+    found: list[dict[str, Any] | None] = []
+    for index, score in enumerate(scores):
+        if score is None:
+            found.append(None)
+            continue
+        place = dict(score.top)
+        if known:
+            place.setdefault(tokens[index], score.logprob)
+        found.append({str(id): _by_id(id, value, spell) for id, value in place.items()})
+    return found
+
+
+def _by_id(token: int, logprob: float, spell: Spell) -> dict[str, Any]:
+    text = spell(token).decode("utf-8", "replace")
+    return {"logprob": finite(logprob), "decoded_token": text}
 
 
 def finite(logprob: float) -> float:

@@ -70,6 +70,8 @@ def sampling(body: Sampling, **more: Any) -> SamplingParams:
         raise refusal("n", f"n must be between 1 and {MAX_CHOICES}, not {body.n}")
     if not body.skip_special_tokens:
         raise refusal("skip_special_tokens", "control tokens have no text here")
+    if body.prompt_logprobs is not None and body.stream:
+        raise refusal("prompt_logprobs", "prompt_logprobs cannot be had in a stream")
     given: dict[str, Any] = {
         "temperature": body.temperature,
         "top_p": body.top_p,

@@ -10,7 +10,7 @@ from app.events.catalogue import ChatMessage, RequestQueued, SamplingParams, Too
 from app.events.ids import uuid7
 from app.transport.openai.chat import MAX_TOP
 from app.transport.openai.errors import ApiError, refusal
-from app.transport.openai.params import Sampling, sampling, template_variables
+from app.transport.openai.params import Sampling, sampling, template_variables, unsupported
 from app.transport.openai.prompts import arguments, message, text_of
 from app.transport.openai.structured import structured
 from app.transport.openai.tools import Choice, Tools, tools
@@ -60,6 +60,8 @@ def plan(
     """
     if body.n != 1:
         raise refusal("n", "a response is one answer")
+    if body.prompt_logprobs is not None:
+        raise unsupported("prompt_logprobs")
     offered = tools(body.tools, body.tool_choice, parallel=body.parallel_tool_calls)
     if body.top_logprobs is not None and not 0 <= body.top_logprobs <= MAX_TOP:
         raise refusal("top_logprobs", f"top_logprobs must be between 0 and {MAX_TOP}")

@@ -92,7 +92,7 @@ class _Endpoints:
             model=name,
             created=int(time.time()),
             options=body.stream_options,
-            spell=await api.spell(body.model) if body.logprobs else None,
+            **await api.scoring(plan.requests),
         )
         return await api.reply(request, plan.requests, answer, stream=body.stream, unused=unused)
 
@@ -106,7 +106,7 @@ class _Endpoints:
             body,
             model=name,
             created=int(time.time()),
-            spell=await api.spell(body.model) if body.logprobs is not None else None,
+            **await api.scoring(requests),
         )
         return await api.reply(request, requests, answer, stream=body.stream, unused=unused)
 

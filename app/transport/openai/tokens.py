@@ -8,12 +8,13 @@ import msgspec
 
 from app.engine.template import ChatTemplate
 from app.engine.tokenizer import Tokenizer
+from app.events.catalogue import RequestQueued
 from app.transport.openai.errors import refusal
 from app.transport.openai.params import template_variables
 from app.transport.openai.prompts import messages
 from app.transport.openai.tools import tools
 
-__all__ = ["DetokenizeBody", "TokenizeBody", "detokenize", "tokenize"]
+__all__ = ["DetokenizeBody", "TokenizeBody", "detokenize", "prompt_ids", "tokenize"]
 
 
 class TokenizeBody(msgspec.Struct, kw_only=True):
@@ -59,6 +60,24 @@ def tokenize(body: TokenizeBody, tokenizer: Tokenizer, context: int | None) -> d
     if body.return_token_strs:
         found["token_strs"] = [tokenizer.decode([each], skip_special=False) for each in ids]
     return found
+
+
+def prompt_ids(request: RequestQueued, tokenizer: Tokenizer) -> list[int]:
+    """Token ids of a request's prompt, as its worker makes them.
+
+    Raises:
+        InputError: The template refuses the messages.
+
+    """
+    if request.prompt is not None:
+        return request.prompt
+    if request.messages is None:
+        return tokenizer.encode(request.text or "")
+    variables = dict(request.template)
+    begin = bool(variables.pop("add_generation_prompt", True))
+    return ChatTemplate(tokenizer.chat_template, tokenizer).encode(
+        request.messages, tools=request.tools, add_generation_prompt=begin, **variables
+    )
 
 
 def detokenize(body: DetokenizeBody, tokenizer: Tokenizer) -> dict[str, Any]:

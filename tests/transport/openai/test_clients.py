@@ -218,6 +218,26 @@ def test_logprobs(client: OpenAI) -> None:
     assert "".join(legacy.logprobs.tokens or []) == legacy.text
 
 
+def test_logprobs_of_the_prompt(client: OpenAI) -> None:
+    extra = {"prompt_logprobs": 1}
+    done = client.completions.create(
+        model=MODEL, prompt="1, 2, 3,", temperature=0, max_tokens=1, extra_body=extra
+    )
+    first, *rest = done.choices[0].to_dict()["prompt_logprobs"]  # type: ignore[misc,has-type]
+    assert first is None
+    assert all(1 <= len(place) <= 2 for place in rest)
+    chat = client.chat.completions.create(
+        model=MODEL, messages=PARIS, max_tokens=1, extra_body=extra
+    )
+    places: Any = chat.to_dict()["prompt_logprobs"]
+    assert chat.usage is not None and len(places) == chat.usage.prompt_tokens
+    assert chat.choices[0].logprobs is None
+    texts = [entry["decoded_token"] for place in places[1:] for entry in place.values()]
+    assert " capital" in texts
+    with pytest.raises(openai.BadRequestError):
+        client.completions.create(model=MODEL, prompt="1", stream=True, extra_body=extra)
+
+
 def test_errors_are_those_of_the_client(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(model=MODEL, messages=PARIS, temperature=-1)
