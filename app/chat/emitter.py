@@ -190,7 +190,8 @@ class Emitter:
         self._items = [
             item
             for item in self._items
-            if isinstance(item, _Item) and isinstance(item.build, SessionChanged)
+            if (isinstance(item, NewEvent) and item.type == "session.changed")
+            or (isinstance(item, _Item) and isinstance(item.build, SessionChanged))
         ]
         self._fail(self.error)
 

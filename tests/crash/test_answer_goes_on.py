@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,8 +21,8 @@ from tests.support.server import Server, running
 pytestmark = [pytest.mark.crash, pytest.mark.model, pytest.mark.timeout(300)]
 
 PROMPT = "Explain in a few sentences how a sailing boat can sail against the wind."
-GREEDY = {"max_tokens": 160}
-SEEDED = {"max_tokens": 160, "temperature": 0.9, "top_p": 0.95, "seed": 20}
+GREEDY: dict[str, Any] = {"max_tokens": 160}
+SEEDED: dict[str, Any] = {"max_tokens": 160, "temperature": 0.9, "top_p": 0.95, "seed": 20}
 ENDED = ("request.finished", "request.failed", "request.cancelled")
 
 Disturb = Callable[[Server, list[Watcher]], Awaitable[None]]

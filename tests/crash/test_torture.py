@@ -53,10 +53,10 @@ async def test_two_edges(tmp_path: Path, fragile: Cluster) -> None:
 @pytest.mark.model
 async def test_two_edges_and_two_workers(tmp_path: Path, fragile: Cluster) -> None:
     url = await new_database(fragile)
-    params = {"max_tokens": 24, "ignore_eos": True}
-    kinds = ALL if ROUNDS else WORKERS
+    params = {"max_tokens": 24 if ROUNDS else 12, "ignore_eos": True}
+    kinds, threads = (ALL, 4) if ROUNDS else (WORKERS, 2)
     async with world(tmp_path, url, "--no-engine", workers=2, cluster=fragile) as house:
-        events, _ = await torture(house, kinds, threads=4, params=params)
+        events, _ = await torture(house, kinds, threads=threads, params=params)
     types = count(events)
     assert types["request.abandoned"], "no request was hit: the test proves nothing"
     assert types["request.finished"]

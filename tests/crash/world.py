@@ -16,7 +16,7 @@ from tests.support.server import Process, Server, Worker
 
 __all__ = ["LEASE", "World", "world"]
 
-LEASE = 2.0
+LEASE = 1.5
 """Seconds after which edges and workers count as gone."""
 
 ENV = {
@@ -156,7 +156,7 @@ class World:
                 if self._running.is_set() and "cannot be reached" not in process.log()[-2000:]:
                     raise
 
-    async def _freeze(self, process: Process, seconds: float) -> None:
+    async def _freeze(self, process: Server | Worker, seconds: float) -> None:
         async with self._busy[process]:
             process.send(signal.SIGSTOP)
             await asyncio.sleep(LEASE * 1.3 + seconds)
