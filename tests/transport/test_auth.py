@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -403,3 +404,32 @@ async def test_a_client_that_is_locked_out_says_why(tmp_path: Path) -> None:
                 async with asyncio.timeout(5):
                     async for _ in client.follow(uuid7()):
                         pass
+
+
+async def test_openais_client_understands_what_is_denied(tmp_path: Path) -> None:
+    async with serving(tmp_path, auth="required") as service:
+        made = await keys.create(service.store, "k", scopes=["api"], rate=2)
+        chat = await keys.create(service.store, "chat", scopes=["chat"])
+        await asyncio.sleep(0.05)
+
+        def client(key: str) -> openai.AsyncOpenAI:
+            return openai.AsyncOpenAI(
+                base_url=f"{service.url}/v1", api_key=key, max_retries=0, timeout=10
+            )
+
+        async with client("sk-wrong") as wrong, client(chat.secret) as other:
+            with pytest.raises(openai.AuthenticationError) as denied:
+                await wrong.models.list()
+            assert denied.value.code == "invalid_api_key"
+            with pytest.raises(openai.PermissionDeniedError):
+                await other.models.list()
+        async with client(made.secret) as right:
+            await right.models.list()
+            for _ in range(2):
+                with pytest.raises(openai.BadRequestError):
+                    await right.chat.completions.create(model="m", messages=[])
+            with pytest.raises(openai.RateLimitError) as limited:
+                await right.chat.completions.create(model="m", messages=[])
+            assert limited.value.code == "rate_limit_exceeded"
+            assert limited.value.type == "rate_limit_error"
+            assert float(limited.value.response.headers["retry-after-ms"]) <= 30_000
