@@ -60,7 +60,8 @@ def render(state: ThreadState, *, width: int) -> list[list[Cell]]:
 
 
 def _heading(state: ThreadState, roots: list[Span], width: int) -> list[Cell]:
-    title = clean(state.title or "untitled").replace("\n", " ")
+    unnamed = "untitled" if state.messages or state.runs or not state.requests else "request"
+    title = clean(state.title or unnamed).replace("\n", " ")
     busy = sum(root.last() - root.start for root in roots)
     messages, runs = counted(len(state.messages), "message"), counted(len(state.runs), "run")
     facts = f"  {messages}, {runs}, {duration(busy)}"

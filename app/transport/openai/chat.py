@@ -17,7 +17,7 @@ from app.events.catalogue import (
 )
 from app.events.ids import public_id, uuid7
 from app.transport.openai import calls, logprobs, sse
-from app.transport.openai.errors import ApiError, refusal
+from app.transport.openai.errors import ApiError, refusal, renamed
 from app.transport.openai.params import (
     Sampling,
     StreamOptions,
@@ -110,12 +110,16 @@ def _params(body: ChatBody, offered: Tools) -> SamplingParams:
         raise refusal("top_logprobs", "top_logprobs needs logprobs: true")
     if top is not None and not 0 <= top <= MAX_TOP:
         raise refusal("top_logprobs", f"top_logprobs must be between 0 and {MAX_TOP}")
-    return sampling(
-        body,
-        max_tokens=body.max_completion_tokens,
-        logprobs=(top or 0) if body.logprobs else None,
-        structured=structured(body.response_format, body.structured_outputs, offered),
-    )
+    try:
+        return sampling(
+            body,
+            max_tokens=body.max_completion_tokens,
+            logprobs=(top or 0) if body.logprobs else None,
+            structured=structured(body.response_format, body.structured_outputs, offered),
+        )
+    except ApiError as error:
+        longest = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+        raise renamed(error, {"max_tokens": longest}) from None
 
 
 class _Choice:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -12,7 +13,7 @@ from app.errors import EverlogError, InputError
 from app.events.catalogue import RequestFailed
 from app.events.store import StoreError
 
-__all__ = ["ApiError", "failed", "of", "refusal"]
+__all__ = ["ApiError", "failed", "of", "refusal", "renamed"]
 
 #: HTTP status -> the type that clients look at.
 _TYPES = {
@@ -84,6 +85,18 @@ class ApiError(EverlogError):
 def refusal(param: str, message: str, *, code: str = "invalid_value") -> ApiError:
     """A field that cannot be taken as it is."""
     return ApiError(400, message, param=param, code=code)
+
+
+def renamed(error: ApiError, names: Mapping[str, str]) -> ApiError:
+    """The same error with the names that fields have in an endpoint."""
+
+    def own(text: str) -> str:
+        for name, other in names.items():
+            text = text.replace(name, other)
+        return text
+
+    param = None if error.param is None else own(error.param)
+    return ApiError(error.status, own(error.message), param=param, code=error.code)
 
 
 def failed(failure: RequestFailed) -> ApiError:

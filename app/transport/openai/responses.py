@@ -9,7 +9,7 @@ import msgspec
 from app.events.catalogue import ChatMessage, RequestQueued, SamplingParams, ToolCall
 from app.events.ids import uuid7
 from app.transport.openai.chat import MAX_TOP
-from app.transport.openai.errors import ApiError, refusal
+from app.transport.openai.errors import ApiError, refusal, renamed
 from app.transport.openai.params import Sampling, sampling, template_variables, unsupported
 from app.transport.openai.prompts import arguments, message, text_of
 from app.transport.openai.structured import structured
@@ -109,16 +109,7 @@ def _params(body: ResponseBody, offered: Tools, scored: bool) -> SamplingParams:
             ),
         )
     except ApiError as error:
-        raise ApiError(
-            error.status, _own(error.message), param=_own(error.param or ""), code=error.code
-        ) from None
-
-
-def _own(text: str) -> str:
-    """A text with the names that fields have in this endpoint."""
-    for name, own in _NAMES.items():
-        text = text.replace(name, own)
-    return text
+        raise renamed(error, _NAMES) from None
 
 
 def _choice(given: str | Choice | None) -> Any:

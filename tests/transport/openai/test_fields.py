@@ -95,7 +95,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"n": 0}, "n"),
     ({"n": 1000}, "n"),
     ({"max_tokens": 0}, "max_tokens"),
-    ({"max_completion_tokens": 0}, "max_tokens"),
+    ({"max_completion_tokens": 0}, "max_completion_tokens"),
     ({"stop": [""]}, "stop"),
     ({"stop": [1]}, "stop[0]"),
     ({"presence_penalty": 3}, "presence_penalty"),

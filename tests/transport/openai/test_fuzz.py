@@ -76,19 +76,19 @@ MESSAGES = [{"role": "user", "content": "Hello"}]
 
 
 @given(bodies(ChatBody, {"messages": MESSAGES}))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_chat(data: bytes) -> None:
     attempt(data, ChatBody, lambda b: chat.plan(b, deadline=None, origin={}).requests)
 
 
 @given(bodies(CompletionBody, {"prompt": "Hello"}))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_completions(data: bytes) -> None:
     attempt(data, CompletionBody, lambda b: completions.plan(b, deadline=None, origin={}))
 
 
 @given(bodies(ResponseBody, {"input": "Hello"}))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_responses(data: bytes) -> None:
     attempt(data, ResponseBody, lambda b: [responses.plan(b, Past(), deadline=None, origin={})])
 
