@@ -433,3 +433,43 @@ async def test_openais_client_understands_what_is_denied(tmp_path: Path) -> None
             assert limited.value.code == "rate_limit_exceeded"
             assert limited.value.type == "rate_limit_error"
             assert float(limited.value.response.headers["retry-after-ms"]) <= 30_000
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_revoked_key_cancels_what_it_asked_for(
+    tmp_path: Path, stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody computes for a key that is of no use: its request, which waits, is cancelled."""
+    async with serving(tmp_path, auth="required") as service:
+        made = await keys.create(service.store, "k")
+        await asyncio.sleep(0.05)
+        body = {"messages": [{"role": "user", "content": "hi"}], "model": "x", "stream": stream}
+        asking = asyncio.create_task(post_raw(service, made.secret, body))
+        async with asyncio.timeout(10):
+            async for events in service.store.follow(types=["request.queued"]):
+                assert events[0].actor == "key:k"
+                break
+        assert not asking.done()
+        await keys.revoke(service.store, "k")
+        async with asyncio.timeout(2):
+            answer = await asking
+        assert answer.startswith(b"HTTP/1.1 401 ")  # also a stream: it had not begun
+        async with asyncio.timeout(5):
+            async for _ in service.store.follow(types=["request.cancelled"]):
+                break
+    assert not [r for r in caplog.records if r.levelname == "ERROR"]
+
+
+async def post_raw(service: Service, key: str, body: Any) -> bytes:
+    data = json.dumps(body).encode()
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\n"
+        f"authorization: Bearer {key}\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(data)}\r\nconnection: close\r\n\r\n"
+    )
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(service.url.split(":")[-1]))
+    writer.write(head.encode() + data)
+    try:
+        return await reader.read()
+    finally:
+        writer.close()
