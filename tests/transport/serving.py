@@ -50,12 +50,14 @@ async def serving(
     file: Path | None = None,
     watch: bool = False,
     api: ApiConfig | None = None,
+    database: str | None = None,
     **server: Any,
 ) -> AsyncIterator[Service]:
-    """Run the service on a free port with a SQLite log; drains at the end."""
+    """Run the service on a free port, by default with a SQLite log; drains at the end."""
+    url = database or f"sqlite:///{folder / 'log.db'}"
     config = Config(
         server=ServerConfig(port=port, drain_seconds=2, **server),
-        database=DatabaseConfig(url=f"sqlite:///{folder / 'log.db'}", synchronous="normal"),
+        database=DatabaseConfig(url=url, synchronous="normal"),
         engine=EngineConfig(enabled=False),
         api=api or ApiConfig(),
     )
