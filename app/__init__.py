@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from app.chat.message import ErrorMessage, Message
     from app.chat.session import user_session
     from app.chat.step import Step, step
+    from app.events.catalogue import Structured
 
 __version__ = "0.1.0"
 
@@ -34,6 +35,7 @@ __all__ = [
     "Message",
     "RunStopped",
     "Step",
+    "Structured",
     "ThreadDict",
     "__version__",
     "chat_context",
@@ -67,6 +69,7 @@ _HOMES = {
     "app.chat.message": ("ErrorMessage", "Message"),
     "app.chat.session": ("user_session",),
     "app.chat.step": ("Step", "step"),
+    "app.events.catalogue": ("Structured",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

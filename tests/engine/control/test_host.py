@@ -14,7 +14,7 @@ from app.config import EngineConfig
 from app.engine.host import EngineHost
 from app.errors import StartupError
 from app.events import codec
-from app.events.catalogue import ChatMessage, RequestStarted
+from app.events.catalogue import ChatMessage, RequestStarted, Structured
 from app.events.memory import MemoryStore
 from tests.engine.control.lab import STORY, Lab, gone, serving
 
@@ -54,6 +54,24 @@ async def test_an_answer_is_events(lab: Lab) -> None:
     started = codec.decode(result.events[2])
     assert isinstance(started, RequestStarted)
     assert started.weights == lab.host.model.weights
+
+
+async def test_log_probabilities_and_forms_are_in_the_log(lab: Lab) -> None:
+    scored = await lab.answer(FRANCE, logprobs=2, prompt_logprobs=1, temperature=0.7)
+    assert [len(b.logprobs) for b in scored.batches] == [len(b.tokens) for b in scored.batches]
+    assert len(scored.batches[0].prompt_logprobs) == scored.finished.usage.prompt_tokens
+    assert not any(batch.prompt_logprobs for batch in scored.batches[1:])
+    form = Structured(
+        json_schema={
+            "type": "object",
+            "properties": {"city": {"const": "Paris"}},
+            "required": ["city"],
+            "additionalProperties": False,
+        }
+    )
+    made = await lab.answer(FRANCE, structured=form)
+    assert (made.finished.text, made.finished.reason) == ('{"city": "Paris"}', "stop")
+    assert not any(batch.logprobs for batch in made.batches)
 
 
 async def test_a_known_prefix_is_not_computed_again(lab: Lab) -> None:
