@@ -158,6 +158,14 @@ async def new_database(cluster: Cluster) -> str:
     return cluster.url(name)
 
 
+#: Stops the server of a test run that was killed.
+_WARDEN = """
+while [ -d "/proc/$0" ]; do sleep 2; done
+"$1" stop -m immediate -D "$2/data"
+rm -rf "$2"
+"""
+
+
 @contextlib.contextmanager
 def cluster(
     version: Literal["wheel", "system"] = "wheel", *, password: str | None = None, **settings: str
@@ -176,10 +184,19 @@ def cluster(
     folder = Path(tempfile.mkdtemp(prefix="everlog-pg-"))
     folder.chmod(0o755)
     made = Cluster(bin, folder, password=password)
+    warden = subprocess.Popen(
+        ["sh", "-c", _WARDEN, str(os.getpid()), bin / "pg_ctl", folder],
+        user=_USER,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     try:
         made.start(**settings)
         yield made
     finally:
+        warden.kill()
+        warden.wait()
         with contextlib.suppress(RuntimeError):
             made.stop("immediate")
         time.sleep(0.05)
