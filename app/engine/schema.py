@@ -7,6 +7,7 @@ cannot lose itself in white space, and much of an answer is known before it is w
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +27,7 @@ _FORMATS = frozenset(
 _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
 _SINGLE = ("items", "additionalProperties", "additionalItems", "not", "contains", "propertyNames")
-_MOST = 2000  # parts of a schema that are looked at for the place of an error
+_PATIENCE = 0.2  # seconds in which the place of an error is looked for
 
 Part = tuple[str, Any]
 
@@ -63,11 +64,10 @@ def check(schema: dict[str, Any] | bool, *, field: str = "schema") -> None:
 def locate(schema: dict[str, Any], error: str) -> str:
     """The innermost part of a schema with the same error, as ``.properties.name``."""
     shared: dict[str, Any] = {n: schema[n] for n in ("$defs", "definitions") if n in schema}
-    where, part, looked = "", schema, 0
+    where, part, until = "", schema, time.monotonic() + _PATIENCE
     while True:
         for name, inner in _parts(part):
-            looked += 1
-            if looked > _MOST:
+            if time.monotonic() > until:
                 return where
             if isinstance(inner, bool) or not _has(inner, shared, error):
                 continue

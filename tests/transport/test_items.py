@@ -15,6 +15,7 @@ from app.events.catalogue import (
     Payload,
     RequestQueued,
     SamplingParams,
+    TokenLogprobs,
     TokensGenerated,
 )
 from app.events.codec import new
@@ -54,6 +55,9 @@ def tokens(version: int, request: str, batch: int, index: int, n: int = 2, epoch
         tokens=list(range(index, index + n)),
         text=f"é{index} " * n,
         offsets=[float(i) for i in range(n)],
+        logprobs=[
+            TokenLogprobs(logprob=-1.0 - i, top=[(i, -0.5)]) for i in range(index, index + n)
+        ],
     )
     return event(version, payload, request=request)
 
@@ -126,6 +130,7 @@ def test_a_client_that_lags_gets_merged_batches() -> None:
     whole = [msgspec.json.decode(e.data, type=TokensGenerated) for e in events[1:]]
     assert data.text == "".join(p.text for p in whole)
     assert data.offsets == [o for p in whole for o in p.offsets]
+    assert data.logprobs == [one for p in whole for one in p.logprobs]
 
 
 def test_nothing_is_merged_across_epochs_requests_or_messages() -> None:

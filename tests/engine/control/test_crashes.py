@@ -16,7 +16,7 @@ import pytest
 
 from app.engine.supervisor import Backoff
 from app.events import codec
-from app.events.catalogue import RequestAbandoned, RequestStarted, WorkerCrashed
+from app.events.catalogue import RequestAbandoned, RequestStarted, Structured, WorkerCrashed
 from app.events.envelope import request_stream
 from app.events.memory import MemoryStore
 from app.events.sqlite import SqliteStore
@@ -30,6 +30,7 @@ ASKED: list[dict[str, Any]] = [
     {"max_tokens": 24, "ignore_eos": True, "temperature": t, "seed": 5, "stop": stop}
     for t, stop in ((0.0, ()), (0.9, ()), (0.9, ("never, ever said",)))
 ]
+ASKED.append({**ASKED[1], "structured": Structured(regex="([a-z]+ ){40}"), "logprobs": 1})
 CONFIG: dict[str, Any] = {"max_context": 256, "kv_memory": 128 << 20, "max_tokens_per_step": 32}
 
 
@@ -55,6 +56,11 @@ async def lab(
 def same(results: list[Result], undisturbed: list[Result]) -> None:
     assert [r.tokens for r in results] == [r.tokens for r in undisturbed]
     assert [r.text for r in results] == [r.text for r in undisturbed]
+    scores, wanted = (
+        [[o for b in r.batches for o in b.logprobs] for r in all] for all in (results, undisturbed)
+    )
+    for one, other in zip(scores, wanted, strict=True):
+        assert [o.logprob for o in one] == pytest.approx([o.logprob for o in other], abs=0.01)
     assert [r.finished.reason for r in results] == [r.finished.reason for r in undisturbed]
 
 
