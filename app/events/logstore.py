@@ -254,9 +254,10 @@ class LogStore(ABC):
         types: Sequence[str] | None = None,
         until: int | None = None,
         limit: int = PAGE,
+        fresh: bool = True,
     ) -> list[Event]:
         """See `EventStore.fetch`."""
-        end = await self._end(stream, until)
+        end = await (self._end if fresh else partial(LogStore._end, self))(stream, until)
         if after >= end or limit <= 0:
             return []
         span = end - after

@@ -124,7 +124,12 @@ class PostgresStore(LogStore):
             incarnation, schema = await _prepare(dsn, read_only=read_only)
             settings = pg.SETTINGS | {"enable_seqscan": "off", "enable_bitmapscan": "off"}
             connections = await asyncpg.create_pool(
-                dsn, min_size=1, max_size=pool, server_settings=settings, timeout=pg.CONNECT_SECONDS
+                dsn,
+                min_size=1,
+                max_size=pool,
+                server_settings=settings,
+                timeout=pg.CONNECT_SECONDS,
+                reset=_leave_as_it_is,
             )
         except Exception as error:
             raise pg.startup_error(dsn, error) from error
@@ -371,6 +376,10 @@ class PostgresStore(LogStore):
         for event in events:
             if event.version > versions.get(event.stream, event.version):
                 versions[event.stream] = event.version
+
+
+async def _leave_as_it_is(conn: Any) -> None:
+    """Readers change nothing of their session, so nothing needs a round trip to be reset."""
 
 
 async def _prepare(dsn: str, *, read_only: bool) -> tuple[str, str]:

@@ -173,8 +173,13 @@ class EventStore(Protocol):
         types: Sequence[str] | None = None,
         until: int | None = None,
         limit: int = 1000,
+        fresh: bool = True,
     ) -> list[Event]:
-        """Return up to ``limit`` committed events in order; recent ones come from memory."""
+        """Return up to ``limit`` committed events in order; recent ones come from memory.
+
+        Unless ``fresh``, commits of other processes that are not known here yet are left out, as
+        `follow` does: with many writing processes, that spares a look into the database.
+        """
         ...
 
     async def wait(self, *, after: int, stream: str | None = None) -> None:

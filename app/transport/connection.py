@@ -295,7 +295,9 @@ class Connection:
         behind[delivery] = None
         live = False
         while True:
-            events = await store.fetch(after=delivery.cursor, stream=stream, limit=FETCH)
+            events = await store.fetch(
+                after=delivery.cursor, stream=stream, limit=FETCH, fresh=not live
+            )
             if not events:
                 if not live:
                     live = True

@@ -46,6 +46,22 @@ async def test_nodes_in_one_stream(postgres_url: str) -> None:
         assert await two.append(notes("thread/a", "no", expected=5)) == Conflict(79)
 
 
+async def test_what_is_known_here_and_what_is_there(postgres_url: str) -> None:
+    """A fresh look shows what another node has committed; any look shows what was heard of."""
+    async with opened(postgres_url) as one, opened(postgres_url) as two:
+        for at in range(1, 40):
+            writer, other = (one, two) if at % 3 else (two, one)
+            await writer.append(notes("thread/a", str(at)))
+            assert len(await writer.fetch(stream="thread/a", fresh=False)) == at
+            known = await other.fetch(stream="thread/a", fresh=False)
+            assert [event.version for event in known] == list(range(1, len(known) + 1))
+            if at % 2:
+                assert len(await other.fetch(stream="thread/a")) == at
+            else:
+                await other.wait(after=at - 1, stream="thread/a")
+                assert len(await other.fetch(stream="thread/a", fresh=False)) == at
+
+
 async def test_a_command_sent_to_two_nodes(postgres_url: str) -> None:
     async with opened(postgres_url) as one, opened(postgres_url) as two:
         append = notes("thread/a", "once", command="c1")
