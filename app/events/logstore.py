@@ -7,24 +7,21 @@ process) and `app.events.postgres` (many).
 from __future__ import annotations
 
 import asyncio
-import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Literal
 
-import msgspec
-
 from app.events.backend import Reading, Remembered, Row
 from app.events.envelope import Event
 from app.events.feed import Feed
-from app.events.lifecycle import TRANSITIONS
+from app.events.malformed import check
 from app.events.meter import Meter
 from app.events.moves import ArchiveBusy, Move, Part, Upload
 from app.events.objects import Objects
 from app.events.ops import Claim, Erasure, Expire, Heartbeat, Load, Op, Redact
-from app.events.queue import Request, queued_fields
+from app.events.queue import Request
 from app.events.store import (
     Append,
     Appended,
@@ -39,11 +36,9 @@ from app.events.store import (
 from app.events.through import CACHE, Through
 from app.events.writer import GroupCommit
 
-__all__ = ["PAGE", "LogStore", "check"]
+__all__ = ["PAGE", "LogStore"]
 
 PAGE = 1_000
-
-_STREAM = re.compile(r"[a-z][a-z0-9_]*(/[^\s/]{1,200})?")
 
 
 class LogStore(ABC):
@@ -423,26 +418,3 @@ class LogStore(ABC):
 def _set(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
-
-
-def check(append: Append) -> None:
-    """Refuse a malformed append before it is queued.
-
-    Raises:
-        ValueError: It has no events, a malformed stream name, or an event of a request's life
-            without its request.
-
-    """
-    if not append.events:
-        raise ValueError("an append needs at least one event")
-    if _STREAM.fullmatch(append.stream) is None:
-        raise ValueError(f"malformed stream name {append.stream!r}")
-    for event in append.events:
-        if event.type in TRANSITIONS:
-            if not event.request:
-                raise ValueError(f"{event.type} needs the envelope's request")
-            if event.type == "request.queued":
-                try:
-                    queued_fields(event.data)
-                except msgspec.DecodeError as error:
-                    raise ValueError(f"malformed request.queued: {error}") from error
