@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,10 @@ from tests.support.postgres import Cluster, cluster, new_database
 # Before anything imports torch: tests share the machine with each other's processes, so threads
 # should sleep, not spin (see app.engine.supervisor).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# A shell that starts the tests in the background makes them ignore SIGINT, and so would the
+# commands that the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
