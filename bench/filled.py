@@ -10,13 +10,16 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from app.events import catalogue as c
 from app.events import pg
 from app.events import sqlite_sql as sql
+from app.events.codec import new
+from app.events.envelope import NewEvent
 from app.events.postgres import PostgresStore
 from app.events.postgres_exclusive import _EVENT_COLUMNS
 from app.events.sqlite import SqliteStore, execute_all
 
-__all__ = ["BLOCK", "EVENTS", "STREAMS", "fill_postgres", "fill_sqlite", "stream_name"]
+__all__ = ["BLOCK", "EVENTS", "STREAMS", "fill_postgres", "fill_sqlite", "like", "stream_name"]
 
 STREAMS = 25
 """Conversations that are written side by side."""
@@ -26,6 +29,9 @@ EVENTS = 200
 
 BLOCK = STREAMS * EVENTS
 """A log is made of blocks of so many events."""
+
+AT_ONCE = 200
+"""Blocks in one COPY."""
 
 TEXT = "A few words, as long as the text of a batch of tokens is. " * 2
 START = 1_764_000_000_000_000_000
@@ -47,6 +53,12 @@ Row = tuple[Any, ...]
 def stream_name(id: int) -> str:
     """Name of a stream."""
     return f"thread/01900000-0000-7000-8000-{id:012x}"
+
+
+def like() -> NewEvent:
+    """An event that takes as much room as most of those in a filled log."""
+    delta = c.MessageDelta(message="01900000-0001-7000-8000-000000000001", text=TEXT)
+    return new(delta, actor="handler:bench", run="01900000-0003-7000-8000-000000000001")
 
 
 def _payload(type: int, id: int) -> bytes:
@@ -132,8 +144,11 @@ async def fill_postgres(url: str, events: int) -> None:
     conn = await pg.connect(url, synchronous_commit="off", statement_timeout="0")
     copy = conn.copy_records_to_table
     await copy("event_type", records=list(enumerate(TYPES, 1)), columns=("id", "name"))
-    for number in range(events // BLOCK):
+    for first in range(0, events // BLOCK, AT_ONCE):
+        numbers = range(first, min(first + AT_ONCE, events // BLOCK))
         async with conn.transaction():
-            await copy("stream", records=_streams(number), columns=("id", "name"))
-            await copy("event", records=block(number), columns=_EVENT_COLUMNS)
+            streams = (stream for number in numbers for stream in _streams(number))
+            await copy("stream", records=streams, columns=("id", "name"))
+            rows = (row for number in numbers for row in block(number))
+            await copy("event", records=rows, columns=_EVENT_COLUMNS)
     await conn.close()
