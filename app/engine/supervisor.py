@@ -17,7 +17,7 @@ from app.engine.channel import StreamChannel
 from app.engine.frames import CoreConfig, Fatal, FromCore, Ready, Stop, ToCore
 from app.errors import StartupError
 
-__all__ = ["Backoff", "CoreProcess", "describe"]
+__all__ = ["Backoff", "CoreProcess", "describe", "environment"]
 
 
 class CoreProcess:
@@ -45,7 +45,7 @@ class CoreProcess:
                 *(str(theirs.fileno()), msgspec.json.encode(config).decode()),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
-                env=_environment(),
+                env=environment(),
             )
         except BaseException:
             ours.close()
@@ -157,8 +157,8 @@ def describe(status: int) -> str:
     return f"the engine process was killed by {name}{hint}"
 
 
-def _environment() -> dict[str, str]:
-    """The child finds this very package, whatever lies in the current directory.
+def environment() -> dict[str, str]:
+    """Environment of a core. It finds this very package, whatever lies in the current directory.
 
     Between operators OpenMP's threads spin some tens of microseconds, then sleep. Its default, to
     spin for long, is no faster alone, and on a busy machine a spinning thread keeps the one it
