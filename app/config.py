@@ -95,6 +95,10 @@ class EngineConfig(_Section, frozen=True, kw_only=True):
     max_context: Annotated[int, _doc("Longest sequence; 0 takes the model's.", ge=0)] = 0
     policy: Annotated[Literal["fcfs", "priority"], _doc("Which request goes first.")] = "fcfs"
     prefix_cache: Annotated[bool, _doc("Share computed blocks between requests.")] = True
+    pooling: Annotated[
+        Literal["mean", "last", "off"],
+        _doc("What embeddings are made of: the mean over all tokens, or the last one; off: none."),
+    ] = "mean"
     lease_seconds: Annotated[float, _doc("How long a silent worker keeps its requests.", ge=1)] = (
         30.0
     )

@@ -126,9 +126,12 @@ class _Tree:
         return span
 
     def request(self, request: RequestState) -> Span:
-        span = self._span("request", "request", request.queued, request.ended, request.state)
+        label = "embedding" if request.embeds else "request"
+        span = self._span(label, "request", request.queued, request.ended, request.state)
         if span.status == "finished":
             span.info = request.reason or ""
+            if request.dimensions is not None:
+                span.info = counted(request.dimensions, "dimension")
         if request.epoch > 1:
             span.info += f", claimed {request.epoch} times"
         marks = dict(self._phases(request))

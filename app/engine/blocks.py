@@ -136,7 +136,7 @@ class BlockManager:
         """Blocks of the longest computed prefix, and the digest of the last of them."""
         digest = blake2b((sequence.salt or "").encode(), digest_size=16).digest()
         found: list[int] = []
-        if not self.prefix_cache or sequence.scores_prompt:  # then all logits are wanted
+        if not self.prefix_cache or not sequence.takes_cached:
             return found, digest
         for index in range((len(sequence.tokens) - 1) // self.block_size):
             following = self._chain(digest, sequence, index)

@@ -220,6 +220,7 @@ def _add(answer: Answer, claim: Claimed, payload: RequestQueued) -> Add:
         salt=payload.salt,
         tools=payload.tools,
         template=payload.template,
+        embed=payload.embed,
     )
 
 

@@ -38,8 +38,9 @@ from app.engine.frames import (
 from app.engine.runner import ModelRunner
 from app.engine.sampling import validate_ids
 from app.engine.scheduler import Sampled, Scheduler
-from app.engine.sequence import Sequence
+from app.engine.sequence import Pooling, Sequence
 from app.errors import EverlogError, InputError
+from app.events.catalogue import Embedding
 
 __all__ = ["Core", "main"]
 
@@ -62,6 +63,7 @@ class Core:
             max_tokens=config.max_tokens_per_step,
             policy=config.policy,
         )
+        self._pooling = config.pooling
         self._texts: dict[str, Detokenizer] = {}
         self._out: list[msgspec.Struct] = []
         self._stopping = False
@@ -93,6 +95,7 @@ class Core:
             parameters=info.parameters,
             load_time=info.load_time,
             eos=list(info.eos),
+            pooling=self._pooling if info.width else "off",
         )
 
     def _flush(self) -> None:
@@ -124,6 +127,7 @@ class Core:
             arrival=add.queued,
             deadline=add.deadline,
             salt=add.salt,
+            pooling=self._pool(add.embed),
         )
         text = Detokenizer(
             self.runner.tokenizer.token_bytes,
@@ -143,6 +147,24 @@ class Core:
         self.runner.prepare(sequence)
         if self.scheduler.add(sequence):
             self._texts[add.request] = text
+
+    def _pool(self, embed: Embedding | None) -> Pooling | None:
+        """How to make the vector that is asked for.
+
+        Raises:
+            InputError: This engine makes none, or none so long.
+
+        """
+        if embed is None:
+            return None
+        width = self.runner.info.width
+        if self._pooling == "off" or not width:
+            why = "engine.pooling is off" if width else "its architecture cannot"
+            raise InputError(f"this engine makes no embeddings: {why}", field="model")
+        dimensions = width if embed.dimensions is None else embed.dimensions
+        if not 1 <= dimensions <= width:
+            raise InputError(f"must be 1 to {width}, not {dimensions}", field="dimensions")
+        return Pooling(self._pooling, dimensions)
 
     def _prompt(self, add: Add) -> list[int]:
         """Token ids of a prompt.
@@ -205,8 +227,11 @@ class Core:
         self.scheduler.notices.clear()
 
     def _output(self, result: Sampled) -> Output:
-        sequence, tokens, reason, logprobs, prompt = result
+        sequence, tokens, reason, logprobs, prompt, embedding = result
         request = sequence.request
+        if embedding is not None:
+            self._forget(request)
+            return Output(request, [], "", reason, embedding=embedding)
         detokenizer = self._texts[request]
         # A token that ends the output has no text, even one that is not special.
         spoken = tokens[:-1] if reason == "stop" else tokens

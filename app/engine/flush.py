@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from base64 import b64encode
 from collections.abc import Callable
 from functools import partial
 from hashlib import sha256
@@ -19,6 +20,7 @@ from app.engine.recovery import History
 from app.events import codec
 from app.events.catalogue import (
     Payload,
+    RequestEmbedded,
     RequestFailed,
     RequestFinished,
     RequestPreempted,
@@ -113,6 +115,9 @@ class Answer:
 
     def add(self, output: Output, now: float) -> None:
         """It got tokens in a step that ended at ``now`` (seconds since the epoch)."""
+        if output.embedding is not None:
+            self._embedded(output.embedding, now)
+            return
         self._pieces.append((output, now))
         self._waiting += len(output.tokens)
         self.output += len(output.tokens)
@@ -121,6 +126,19 @@ class Answer:
         self._times[2] = now
         if output.reason is not None:
             self._finish(output.reason)
+
+    def _embedded(self, vector: bytes, now: float) -> None:
+        self._times[1] = self._times[2] = now
+        self._payloads.append(
+            RequestEmbedded(
+                request=self.request,
+                epoch=self.epoch,
+                vector=b64encode(vector).decode(),
+                dimensions=len(vector) // 4,
+                pooling=self._model.pooling,
+            )
+        )
+        self._finish("stop")
 
     def fail(self, code: str, message: str) -> None:
         """It ended badly."""

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from app.engine.sampling import SamplingParams, TokenLogprobs
-from app.events.catalogue import ChatMessage
+from app.events.catalogue import ChatMessage, Embedding
 
 __all__ = [
     "Add",
@@ -46,6 +46,7 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True):
         max_context: Longest sequence; 0 takes the model's.
         policy: ``fcfs`` or ``priority``.
         prefix_cache: Whether computed blocks are shared between requests.
+        pooling: What embeddings are made of: ``mean``, ``last`` or ``off``.
 
     """
 
@@ -60,13 +61,14 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_context: int = 0
     policy: str = "fcfs"
     prefix_cache: bool = True
+    pooling: str = "mean"
 
 
 # ------------------------------------------------------------------------- host to core
 
 
 class Add(_Frame, frozen=True, kw_only=True):
-    """Run a request. ``output``: tokens committed before, to go on from.
+    """Run a request. ``output``: tokens committed before, to go on from. ``embed``: only read it.
 
     ``request`` is any name that is unique in the core; frames about the request repeat it. The host
     names each claim apart, so that late frames of a lost claim cannot be taken for the next one's.
@@ -84,6 +86,7 @@ class Add(_Frame, frozen=True, kw_only=True):
     salt: str | None = None
     tools: list[dict[str, Any]] | None = None
     template: dict[str, Any] = {}
+    embed: Embedding | None = None
 
 
 class Cancel(_Frame, frozen=True, kw_only=True):
@@ -100,7 +103,10 @@ class Stop(_Frame, frozen=True, kw_only=True):
 
 
 class Ready(_Frame, frozen=True, kw_only=True):
-    """The model is loaded. ``weights`` is the digest of the files; times in seconds."""
+    """The model is loaded. ``weights`` is the digest of the files; times in seconds.
+
+    ``pooling`` says how embeddings are made; ``off`` if they are not.
+    """
 
     model: str
     weights: str
@@ -114,6 +120,7 @@ class Ready(_Frame, frozen=True, kw_only=True):
     parameters: int
     load_time: float
     eos: list[int]
+    pooling: str = "off"
 
 
 class Started(_Frame, frozen=True, kw_only=True):
@@ -131,6 +138,7 @@ class Output(msgspec.Struct, frozen=True, gc=False, array_like=True):
     ``text`` is what became certain: never half a character, never part of a stop string. The end
     of sequence token is not in ``tokens``' text. Joining the texts gives the whole output. Tokens
     that come together are committed together. ``prompt`` has the prompt's log probabilities.
+    ``embedding`` is the vector that was asked for instead, as little-endian 32-bit floats.
     """
 
     request: str
@@ -139,6 +147,7 @@ class Output(msgspec.Struct, frozen=True, gc=False, array_like=True):
     reason: str | None
     logprobs: list[TokenLogprobs] | None = None
     prompt: list[TokenLogprobs | None] | None = None
+    embedding: bytes | None = None
 
 
 class Step(_Frame, frozen=True, kw_only=True):

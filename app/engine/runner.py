@@ -19,6 +19,7 @@ from app.engine.frames import CoreConfig
 from app.engine.models.base import Model
 from app.engine.models.linear import packs
 from app.engine.models.registry import lookup
+from app.engine.pooling import Pooler
 from app.engine.sequence import Draw, Sequence, Work
 from app.engine.template import ChatTemplate
 from app.engine.tokenizer import Tokenizer
@@ -42,6 +43,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
         num_blocks: Blocks of the KV cache.
         block_size: Tokens in a block.
         parameters: Numbers the model learned.
+        width: Length of its hidden states; 0: it does not give them.
         eos: Ids that end a generation.
         load_time: Seconds.
 
@@ -57,6 +59,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     num_blocks: int
     block_size: int
     parameters: int
+    width: int
     eos: list[int]
     load_time: float
 
@@ -82,6 +85,7 @@ class ModelRunner:
         self.info, self.tokenizer = info, tokenizer
         self.template = ChatTemplate(tokenizer.chat_template, tokenizer)
         self._model, self._attention, self._drawer = model, attention, drawer
+        self._pooler = Pooler()
         self._device = torch.device(info.device)
 
     @classmethod
@@ -128,6 +132,7 @@ class ModelRunner:
             num_blocks=blocks,
             block_size=config.block_size,
             parameters=model.parameters,
+            width=model.width,
             eos=tokenizer.eos,
             load_time=time.perf_counter() - began,
         )
@@ -146,14 +151,15 @@ class ModelRunner:
         """Run one step.
 
         Returns:
-            For each work what follows, or None where the work does not reach the last token.
+            For each work what follows, or None where the work does not reach the last token. What
+            follows a sequence that is only read is its embedding.
             Sequences are left as they are.
 
         """
         if not works:
             return []
         logits, order, prompts = self._forward(works)
-        result: list[Draw | None] = [None] * len(works)
+        result: list[Draw | None] = [self._pooler.draw(work) for work in works]
         if logits is None:
             return result
         at = len(order)
@@ -177,6 +183,7 @@ class ModelRunner:
     def release(self, request: str) -> None:
         """Forget what is kept for a request outside its sequence."""
         self._drawer.release(request)
+        self._pooler.release(request)
 
     @torch.inference_mode()
     def _forward(
@@ -193,6 +200,7 @@ class ModelRunner:
         spans, last, sampled = [], [], []
         inner: list[int] = []  # rows of prompts
         prompts: list[tuple[Work, int]] = []
+        pooled: list[int] = []  # rows of embeddings
         for index, work in zip(order, ordered, strict=True):
             sequence, end = work.sequence, work.start + work.length
             spans.append(Span(work.start, work.length, sequence.blocks))
@@ -205,17 +213,23 @@ class ModelRunner:
                 first = len(tokens) - work.length
                 inner += range(first, first + count)
                 prompts.append((work, count))
+            pooled += (len(tokens) - work.length + row for row in self._pooler.rows(work))
         positions = np.concatenate([np.arange(s.start, s.end) for s in spans])
         self._attention.plan(spans, decodes)
         rows = None
         if inner or len(last) != len(tokens):
-            rows = torch.tensor(last + inner, dtype=torch.int64, device=self._device)
-        logits = self._model.forward(
+            rows = torch.tensor(last + inner + pooled, dtype=torch.int64, device=self._device)
+        states = self._model.hidden if pooled else self._model.forward
+        logits = states(
             torch.tensor(tokens, device=self._device),
             torch.from_numpy(positions).to(self._device),
             self._attention.attend,
             rows,
         )
+        if pooled:
+            logits, hidden = logits[: -len(pooled)], logits[-len(pooled) :]
+            self._pooler.add(ordered, hidden)
+            logits = self._model.head(logits)
         return (logits if sampled or inner else None), sampled, prompts
 
 

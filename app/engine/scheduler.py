@@ -31,9 +31,10 @@ _first = itemgetter(0)
 
 
 class Sampled(NamedTuple):
-    """A sequence got tokens. With a ``reason`` (``stop``, ``length``) they were the last ones.
+    """A sequence got tokens, or its embedding.
 
-    The log probabilities are as in `Draw`.
+    With a ``reason`` (``stop``, ``length``) they were the last ones. The log probabilities are as
+    in `Draw`.
     """
 
     sequence: Sequence
@@ -41,6 +42,7 @@ class Sampled(NamedTuple):
     reason: str | None
     logprobs: list[TokenLogprobs] | None = None
     prompt: list[TokenLogprobs | None] | None = None
+    embedding: bytes | None = None
 
 
 class Scheduler:
@@ -95,17 +97,16 @@ class Scheduler:
     def add(self, sequence: Sequence) -> bool:
         """Put a sequence in line; False (and a notice) if its prompt leaves no room for a token.
 
+        One that is only read needs no such room.
+
         Raises:
             ValueError: The request is already here, or has no tokens.
 
         """
         if sequence.request in self.sequences or not sequence.tokens:
             raise ValueError(f"request {sequence.request} is empty or already scheduled")
-        if sequence.prompt_len >= self.context:
-            message = (
-                f"the prompt has {sequence.prompt_len} tokens; with this engine prompt and answer "
-                f"together have room for {self.context}"
-            )
+        if sequence.prompt_len + (sequence.pooling is None) > self.context:
+            message = self._too_long(sequence)
             self.notices.append(Failed(request=sequence.request, code="context", message=message))
             return False
         self._arrivals += 1
@@ -116,6 +117,14 @@ class Scheduler:
         if sequence.deadline is not None:
             heapq.heappush(self._deadlines, (sequence.deadline, self._arrivals, sequence))
         return True
+
+    def _too_long(self, sequence: Sequence) -> str:
+        room = f"together have room for {self.context}"
+        if sequence.pooling is None:
+            room = f"with this engine prompt and answer {room}"
+        else:
+            room = f"this engine has room for {self.context}"
+        return f"the prompt has {sequence.prompt_len} tokens; {room}"
 
     def end(self, request: str) -> bool:
         """Forget a request and free what it holds; False if it is not here."""
@@ -170,6 +179,10 @@ class Scheduler:
                 self.end(sequence.request)
                 failed = Failed(request=sequence.request, code="error", message=draw.error)
                 self.notices.append(failed)
+                continue
+            if draw.embedding is not None:
+                self.end(sequence.request)
+                results.append(Sampled(sequence, [], "stop", embedding=draw.embedding))
                 continue
             tokens, reason = self._extend(sequence, draw.tokens)
             if reason is not None:

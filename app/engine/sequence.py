@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from app.engine.sampling import SamplingParams, TokenLogprobs
 
-__all__ = ["Draw", "Sequence", "State", "Work"]
+__all__ = ["Draw", "Pooling", "Sequence", "State", "Work"]
 
 
 class State(enum.Enum):
@@ -17,6 +17,13 @@ class State(enum.Enum):
     RUNNING = "running"
     PREEMPTED = "preempted"
     ENDED = "ended"
+
+
+class Pooling(NamedTuple):
+    """How a prompt becomes a vector: ``mean`` or ``last``, and its length."""
+
+    kind: str
+    dimensions: int
 
 
 class Sequence:
@@ -31,6 +38,7 @@ class Sequence:
         computed: How many of ``tokens`` have keys and values in the cache.
         blocks: Physical block numbers, in order of position; block i holds positions
             ``[i * block_size, (i + 1) * block_size)``.
+        pooling: It is only read, and ends with a vector; None for all that are answered.
 
     """
 
@@ -41,6 +49,7 @@ class Sequence:
         "computed",
         "deadline",
         "params",
+        "pooling",
         "priority",
         "prompt_len",
         "request",
@@ -60,6 +69,7 @@ class Sequence:
         arrival: float = 0.0,
         deadline: float | None = None,
         salt: str | None = None,
+        pooling: Pooling | None = None,
     ) -> None:
         self.request = request
         self.tokens = [*prompt, *(output or ())]
@@ -69,6 +79,7 @@ class Sequence:
         self.arrival = arrival
         self.deadline = deadline
         self.salt = salt
+        self.pooling = pooling
         self.computed = 0
         self.cached = 0
         self.blocks: list[int] = []
@@ -78,6 +89,12 @@ class Sequence:
     def scores_prompt(self) -> bool:
         """Whether log probabilities of its prompt are wanted, and were not given out yet."""
         return self.params.prompt_logprobs is not None and len(self.tokens) == self.prompt_len
+
+    @property
+    def takes_cached(self) -> bool:
+        """Whether it may begin behind blocks that others computed: no place in them is wanted."""
+        everywhere = self.pooling is not None and self.pooling.kind == "mean"
+        return not (self.scores_prompt or everywhere)
 
     def __repr__(self) -> str:
         return (
@@ -100,6 +117,11 @@ class Work(NamedTuple):
     @property
     def samples(self) -> bool:
         """Whether this work ends at the last token, so that a next token is drawn."""
+        return self.ends and self.sequence.pooling is None
+
+    @property
+    def ends(self) -> bool:
+        """Whether this work ends at the last token."""
         return self.start + self.length == len(self.sequence.tokens)
 
 
@@ -111,6 +133,7 @@ class Draw(NamedTuple):
         logprobs: One for each of the tokens, if they are wanted.
         prompt: One for each token of the prompt (None for the first), with the first output.
         error: Why the sequence cannot go on; then there are no tokens.
+        embedding: The vector of a sequence that is only read; then there are no tokens.
 
     """
 
@@ -118,3 +141,4 @@ class Draw(NamedTuple):
     logprobs: list[TokenLogprobs] | None = None
     prompt: list[TokenLogprobs | None] | None = None
     error: str | None = None
+    embedding: bytes | None = None

@@ -156,6 +156,15 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     processors: dict[str, Any] = {}
 
 
+class Embedding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Asks for a vector that stands for the prompt, instead of an answer.
+
+    ``dimensions`` cuts it to that length, and scales it to length 1 again; None takes all.
+    """
+
+    dimensions: int | None = None
+
+
 # ------------------------------------------------------------------------------- threads
 
 
@@ -398,6 +407,7 @@ class RequestQueued(Payload, frozen=True, kw_only=True):
     nanoseconds since the epoch. A larger ``priority`` runs earlier. ``params.seed`` is always set.
     ``tools`` (in OpenAI's form) and ``template`` (variables by name) go to the chat template.
     ``metadata`` says how the request came and what its sender wants to find again with it.
+    With ``embed`` the prompt is only read, for ``request.embedded``; nothing is drawn.
     """
 
     request: str
@@ -412,6 +422,7 @@ class RequestQueued(Payload, frozen=True, kw_only=True):
     tools: list[dict[str, Any]] | None = None
     template: dict[str, Any] = {}
     metadata: dict[str, Any] = {}
+    embed: Embedding | None = None
 
 
 @event("request.claimed")
@@ -474,6 +485,22 @@ class TokensGenerated(Payload, frozen=True, kw_only=True):
     offsets: list[float] = []
     logprobs: list[TokenLogprobs] = []
     prompt_logprobs: list[TokenLogprobs | None] = []
+
+
+@event("request.embedded")
+class RequestEmbedded(Payload, frozen=True, kw_only=True):
+    """The vector of a prompt; ``request.finished`` is committed with it.
+
+    ``vector`` is base64 of ``dimensions`` little-endian 32-bit floats, of length 1 together.
+    ``pooling`` says what it was made of: the hidden states of the last layer, their ``mean`` over
+    all tokens, or those of the ``last`` token.
+    """
+
+    request: str
+    epoch: int
+    vector: str
+    dimensions: int
+    pooling: str
 
 
 @event("request.finished")

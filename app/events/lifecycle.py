@@ -16,6 +16,7 @@ TRANSITIONS: dict[str, dict[str | None, str]] = {
     "request.claimed": {"queued": "claimed"},
     "request.started": {"claimed": "running"},
     "tokens.generated": {"running": "running"},
+    "request.embedded": {"running": "running"},
     "request.preempted": {"running": "preempted"},
     "request.resumed": {"preempted": "running"},
     "request.finished": {"running": "finished"},
@@ -29,6 +30,7 @@ FENCED = frozenset(
     {
         "request.started",
         "tokens.generated",
+        "request.embedded",
         "request.preempted",
         "request.resumed",
         "request.finished",

@@ -70,6 +70,7 @@ RULES: dict[type[msgspec.Struct], dict[str, Any]] = {
         "structured": Within(c.Structured),
         "processors": {},
     },
+    c.Embedding: {"dimensions": KEEP},
     # threads
     c.ThreadCreated: {"owner": KEEP, "title": None, "metadata": {}},
     c.ThreadRenamed: {"title": MARK},
@@ -141,6 +142,7 @@ RULES: dict[type[msgspec.Struct], dict[str, Any]] = {
         "tools": [],
         "template": {},
         "metadata": {},
+        "embed": Within(c.Embedding),
     },
     c.RequestClaimed: {"request": KEEP, "epoch": KEEP, "worker": KEEP},
     c.RequestStarted: {
@@ -165,6 +167,14 @@ RULES: dict[type[msgspec.Struct], dict[str, Any]] = {
         "offsets": [],
         "logprobs": [],
         "prompt_logprobs": [],
+    },
+    # a vector tells much of its text
+    c.RequestEmbedded: {
+        "request": KEEP,
+        "epoch": KEEP,
+        "vector": "",
+        "dimensions": KEEP,
+        "pooling": KEEP,
     },
     c.RequestFinished: {
         "request": KEEP,

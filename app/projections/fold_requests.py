@@ -22,6 +22,7 @@ def request_queued(state: ThreadState, event: Event, data: c.RequestQueued) -> N
         run=event.run,
         model=data.model,
         params=data.params,
+        embeds=data.embed is not None,
         version=event.version,
         queued=event.time,
     )
@@ -58,6 +59,13 @@ def request_started(state: ThreadState, event: Event, data: c.RequestStarted) ->
 @on(c.RequestPreempted, c.RequestResumed)
 def request_moved(state: ThreadState, event: Event, data: Any) -> None:
     _advance(state, event, data.request)
+
+
+@on(c.RequestEmbedded)
+def request_embedded(state: ThreadState, event: Event, data: c.RequestEmbedded) -> None:
+    request = _advance(state, event, data.request)
+    if request is not None:
+        request.dimensions = data.dimensions
 
 
 @on(c.RequestAbandoned)

@@ -100,7 +100,8 @@ class StepState(msgspec.Struct, kw_only=True):
 class RequestState(msgspec.Struct, kw_only=True):
     """One engine request. ``claimed`` and ``started`` are the first time each happened.
 
-    ``text`` and ``tokens`` are what has been committed; ``batches`` counts token batches.
+    ``text`` and ``tokens`` are what has been committed; ``batches`` counts token batches. One that
+    ``embeds`` becomes a vector of so many ``dimensions``.
     """
 
     id: str
@@ -110,6 +111,8 @@ class RequestState(msgspec.Struct, kw_only=True):
     model: str | None = None
     worker: str | None = None
     params: SamplingParams
+    embeds: bool = False
+    dimensions: int | None = None
     text: str = ""
     tokens: list[int] = []
     batches: int = 0

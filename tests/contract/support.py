@@ -6,6 +6,7 @@ from app.events.catalogue import (
     Payload,
     RequestAbandoned,
     RequestCancelled,
+    RequestEmbedded,
     RequestFailed,
     RequestFinished,
     RequestPreempted,
@@ -64,6 +65,9 @@ def life(event_type: str, request: str, epoch: int = 1) -> NewEvent:
         ),
         "tokens.generated": TokensGenerated(
             request=request, epoch=epoch, batch=0, index=0, tokens=[1], text="a"
+        ),
+        "request.embedded": RequestEmbedded(
+            request=request, epoch=epoch, vector="AAAAPw==", dimensions=1, pooling="mean"
         ),
         "request.preempted": RequestPreempted(request=request, epoch=epoch, reason="blocks"),
         "request.resumed": RequestResumed(request=request, epoch=epoch),

@@ -133,6 +133,10 @@ def _payload(request: str, type: str, *, epoch: int, batch: int, text: str) -> c
             return c.RequestStarted(
                 **r, epoch=epoch, model="m", weights="w", prompt_tokens=7, queue_ms=1.5
             )
+        case "request.embedded":
+            return c.RequestEmbedded(
+                **r, epoch=epoch, vector="AAAAPw==", dimensions=1, pooling="mean"
+            )
         case "request.preempted":
             return c.RequestPreempted(**r, epoch=epoch, reason="blocks")
         case "request.resumed":

@@ -54,8 +54,16 @@ def payload(draw: random.Random) -> c.Payload:
         lambda: c.StepCompleted(step=one, output=value),
         lambda: c.StepFailed(step=one, error=ERROR, output=value),
         lambda: c.RequestQueued(request=one, params=c.SamplingParams(temperature=0.5, seed=1)),
+        lambda: c.RequestQueued(
+            request=one,
+            params=c.SamplingParams(),
+            embed=c.Embedding(dimensions=draw.choice([2, None])),
+        ),
         lambda: c.RequestClaimed(request=one, epoch=epoch, worker="w"),
         lambda: c.RequestStarted(request=one, epoch=epoch, model="m", weights="x", prompt_tokens=3),
+        lambda: c.RequestEmbedded(
+            request=one, epoch=epoch, vector="AAAAPwAAAD8=", dimensions=2, pooling="mean"
+        ),
         lambda: c.RequestPreempted(request=one, epoch=epoch, reason="r"),
         lambda: c.RequestResumed(request=one, epoch=epoch),
         lambda: c.TokensGenerated(

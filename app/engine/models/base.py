@@ -58,6 +58,7 @@ class Model(ABC):
         gguf: Names in ``general.architecture`` of a GGUF file that this class runs.
         shape: Sizes.
         parameters: How many numbers the model learned (tied ones once).
+        width: Length of a hidden state, for architectures that give them (`hidden`, `head`).
 
     """
 
@@ -65,6 +66,7 @@ class Model(ABC):
     gguf: ClassVar[tuple[str, ...]] = ()
     shape: ModelShape
     parameters: int
+    width: int = 0
 
     @classmethod
     @abstractmethod
@@ -98,3 +100,17 @@ class Model(ABC):
             Logits ``[R, vocab]`` in the model's dtype.
 
         """
+
+    def hidden(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        attend: Attend,
+        rows: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """What `forward` computes its logits from: states ``[R, width]``, normed."""
+        raise NotImplementedError
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits ``[R, vocab]`` of hidden states ``[R, width]``."""
+        raise NotImplementedError

@@ -182,6 +182,7 @@ class Llama(Model):
             vocab=config.vocab_size,
             context=context,
         )
+        self.width = config.hidden_size
         self._embed = read("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
         self._layers = [self._layer(read, i) for i in range(config.num_hidden_layers)]
         self._norm = read("model.norm.weight", config.hidden_size)
@@ -242,6 +243,20 @@ class Llama(Model):
         rows: torch.Tensor | None,
     ) -> torch.Tensor:
         """One pass. See ``Model.forward``."""
+        return self.head(self.hidden(tokens, positions, attend, rows))
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits. See ``Model.head``."""
+        return self._head(hidden)
+
+    def hidden(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        attend: Attend,
+        rows: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """One pass up to the head. See ``Model.hidden``."""
         c = self.config
         heads, kv, dim, eps = (
             c.num_attention_heads,
@@ -261,4 +276,4 @@ class Llama(Model):
             h = layer.down.add_to(h, F.silu(gate_up[:, :wide]).mul_(gate_up[:, wide:]))
         if rows is not None:
             h = h.index_select(0, rows)
-        return self._head(F.rms_norm(h, width, self._norm, eps))
+        return F.rms_norm(h, width, self._norm, eps)

@@ -14,6 +14,7 @@ const TRANSITIONS: Record<string, Moves> = {
   "request.claimed": { queued: "claimed" },
   "request.started": { claimed: "running" },
   "tokens.generated": { running: "running" },
+  "request.embedded": { running: "running" },
   "request.preempted": { running: "preempted" },
   "request.resumed": { preempted: "running" },
   "request.finished": { running: "finished" },
@@ -32,6 +33,8 @@ function queueRequest({ state, index, item, data }: Context): void {
     model: data.maybe("model"),
     worker: null,
     params: data.map("params"),
+    embeds: data.any<object>("embed") !== null,
+    dimensions: null,
     text: "",
     tokens: [],
     batches: 0,
@@ -109,6 +112,9 @@ export const onRequest: Record<string, Handler> = {
     request.model = data.text("model");
     request.prompt_tokens = data.number("prompt_tokens");
     request.started ??= item.time;
+  }),
+  "request.embedded": moving((request, { data }) => {
+    request.dimensions = data.number("dimensions");
   }),
   "request.preempted": moving(() => {}),
   "request.resumed": moving(() => {}),

@@ -97,6 +97,8 @@ export interface RequestState {
   model: string | null;
   worker: string | null;
   params: Record<string, unknown>;
+  embeds: boolean;
+  dimensions: number | null;
   text: string;
   tokens: number[];
   batches: number;
