@@ -3,8 +3,10 @@
 What a handler emits goes into a buffer; one task (`Emitter.pump`) takes everything that has
 gathered and appends it in one piece, again and again, so the batch is what arrived during the last
 commit (group commit). Pieces of streamed text are coalesced on the way: the first goes out at once,
-later ones no more often than every ``floor_ms``, in events of at most ``max_tokens`` pieces; a
-writer that is far ahead of the log waits for it. Adding a piece is an append to a list: no task, no
+later ones no more often than every ``floor_ms``, in events of at most ``max_tokens`` pieces. When
+an append took longer than the floor, the text pauses for as long: a busy process or database gets
+fewer and larger appends, instead of more of them the longer an answer takes. A writer that is far
+ahead of the log waits for it. Adding a piece is an append to a list: no task, no
 lock, no future.
 
 Nothing is written for a run that is another's by now. Each append expects the thread where the one
@@ -38,6 +40,9 @@ __all__ = ["MAX_UNFLUSHED", "Build", "Emitter", "Pieces"]
 
 #: Pieces of one text that may wait for the log before its writer has to.
 MAX_UNFLUSHED = 256
+
+#: Longest pause between two appends of text, in floors.
+MOST_PAUSE = 5
 
 _TAKEN = ("run.stopped", "run.interrupted", "run.resumed")
 """What somebody else writes of a run that is not its process's any longer."""
@@ -287,6 +292,7 @@ class Emitter:
         items, self._items = self._items, []
         waiters, self._waiters = self._waiters, []
         events: list[NewEvent] = []
+        began = self._loop.time()
         try:
             events = self._events(items)
             if not await self._write([*events, *last], expected):
@@ -299,7 +305,8 @@ class Emitter:
             self._waiters = waiters + self._waiters
             self._fail(error)
             raise
-        self._due = self._loop.time() + self._floor
+        now = self._loop.time()
+        self._due = now + max(self._floor, min(now - began, MOST_PAUSE * self._floor))
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(self.version)

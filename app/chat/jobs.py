@@ -55,18 +55,28 @@ class ThreadJobs:
         self._state = empty(thread)
         self._jobs: deque[Job] = deque()
         self._writes = 0  # what was read while one was made may lack it
+        self._behind = False  # an append met what this process had not heard of
 
     @property
     def busy(self) -> bool:
         """Whether a run is under way or waits to begin."""
         return self.worker is not None
 
-    async def refresh(self) -> ThreadState:
-        """Bring the state up to date with the log, and with all that was written from here."""
+    async def refresh(self, *, fresh: bool = True) -> ThreadState:
+        """Bring the state up to date with the log, and with all that was written from here.
+
+        Unless ``fresh``, what other processes wrote a moment ago may be left out; enough for
+        decisions whose append expects the thread where the state has it, and it spares a look
+        into the database.
+        """
         state, store = self._state, self._shared.store
+        if self._behind:
+            fresh, self._behind = True, False
         while True:
             written = self._writes
-            events = await store.fetch(after=state.version, stream=self.stream, limit=PAGE)
+            events = await store.fetch(
+                after=state.version, stream=self.stream, limit=PAGE, fresh=fresh
+            )
             for event in events:
                 if event.version == state.version + 1:  # another refresh may have been faster
                     apply(state, event)
@@ -162,6 +172,7 @@ class ThreadJobs:
                 raise EverlogError(f"the log refused the command: {outcome}")
             done = isinstance(outcome, Appended)
             self._writes += 1
+            self._behind = self._behind or isinstance(outcome, Conflict)
             return outcome
         finally:
             for job in begins:
@@ -194,7 +205,7 @@ class ThreadJobs:
         """
         while True:
             try:
-                state = await self.refresh()
+                state = await self.refresh(fresh=False)
                 job = self._due(state)
                 if job is None or (self._shared.draining and not job.begun):
                     return None  # what was not begun is the next process's
@@ -244,7 +255,7 @@ class ThreadJobs:
         run = self.run = Run(self._shared, self.id, job)
         self._shared.active[run.id] = run
         try:
-            state = await self.refresh()
+            state = await self.refresh(fresh=False)
             check(run, state, self._shared.node)
             await run.perform(state, self._body(job, state))
             await self._end(run)
@@ -261,7 +272,7 @@ class ThreadJobs:
             self._jobs.appendleft(Job("on_stop"))
         while True:
             try:
-                state = await self.refresh()
+                state = await self.refresh(fresh=False)
                 check(run, state, self._shared.node)
                 if await self._ended(run, self._following(run, state), state.version):
                     return
@@ -279,6 +290,7 @@ class ThreadJobs:
         try:
             events = [job.started(self._shared) for job in following]
             done = await run.end(*events, expected=expected)
+            self._behind = self._behind or not done
             return done
         finally:
             for job in following:
@@ -314,7 +326,7 @@ class ThreadJobs:
     async def _await_requests(self, run: str) -> None:
         """Wait for the engine requests of a run that another process began."""
         while True:
-            state = await self.refresh()
+            state = await self.refresh(fresh=False)
             mine = [request for request in state.requests if request.run == run]
             if all(request.state in TERMINAL for request in mine):
                 break

@@ -22,21 +22,24 @@ class Owners:
         self._store = store
         self._known: dict[str, str] = {}
 
-    async def of(self, thread: str) -> str | None:
-        """Return the owner of a thread; None while it has none (it does not exist yet)."""
+    async def of(self, thread: str, *, fresh: bool = True) -> str | None:
+        """Return the owner of a thread; None while it has none (it does not exist yet).
+
+        Unless ``fresh``, a thread that another process began a moment ago may count as none.
+        """
         known = self._known.get(thread)
         if known is not None:
             return known
-        for event in await self._store.fetch(stream=thread_stream(thread), limit=4):
+        for event in await self._store.fetch(stream=thread_stream(thread), limit=4, fresh=fresh):
             if event.type == "thread.created":
                 payload = decode(event)
                 if isinstance(payload, ThreadCreated):
                     return self._remember(thread, payload.owner)
         return None
 
-    async def allows(self, thread: str, user: str) -> bool:
+    async def allows(self, thread: str, user: str, *, fresh: bool = True) -> bool:
         """Whether a user may read and write a thread; anyone may begin one."""
-        return await self.of(thread) in (None, user)
+        return await self.of(thread, fresh=fresh) in (None, user)
 
     def _remember(self, thread: str, owner: str) -> str:
         if len(self._known) >= KEPT:

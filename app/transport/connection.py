@@ -306,8 +306,9 @@ class Connection:
                 await store.wait(after=delivery.cursor, stream=stream)
                 behind[delivery] = None
                 continue
-            if delivery.cursor == 0 and not await self._edge.owners.allows(
-                delivery.thread, self._user
+            owners = self._edge.owners  # who began it is told by the first events, just read
+            if delivery.cursor == 0 and not await owners.allows(
+                delivery.thread, self._user, fresh=False
             ):
                 return await self._foreign(delivery.thread)
             for data in delivery.frames(events):

@@ -161,6 +161,25 @@ async def test_after_a_stop_only_the_session_is_written(store: EventStore) -> No
     assert await written(store) == [SessionChanged(values={"a": 1})]
 
 
+async def test_text_pauses_for_as_long_as_its_last_append_took_but_not_for_ever(
+    store: EventStore,
+) -> None:
+    floor = 0.004
+    async with piping(store, floor_ms=floor * 1000) as emitter:
+        await emitter.piece(MessageDelta, "m", "first")
+        for _ in range(2):
+            await asyncio.sleep(0)  # its append is under way
+        time.sleep(0.1)  # noqa: ASYNC251 - the process is busy
+        async with emitter.writing:
+            assert await store.head() == 1
+        await emitter.piece(MessageDelta, "m", "second")
+        begun = asyncio.get_running_loop().time()
+        async with asyncio.timeout(5):
+            await store.wait(after=1)
+        assert asyncio.get_running_loop().time() - begun > 3 * floor
+    assert await store.head() == 2
+
+
 async def test_a_failing_log_surfaces_in_the_handler(store: EventStore) -> None:
     async with piping(store) as emitter:
         await emitter.piece(MessageDelta, "m", "x")

@@ -18,6 +18,7 @@ from app.events.catalogue import RunResumed, RunStarted
 from app.events.envelope import Event, thread_stream
 from app.events.ids import uuid7
 from app.events.open import open_store
+from app.events.postgres import PostgresStore
 from app.events.presence import Presence
 from app.events.store import Append, EventStore, Outcome, StoreError
 from app.projections.state import ThreadState
@@ -388,3 +389,29 @@ async def test_the_name_of_a_dead_process_elsewhere_is_free_after_its_lease(
         pass
     async with serving(store, app, presence=Presence(store, "a", lease=LEASE)) as chat:
         await chat.ask(uuid7())
+
+
+async def test_a_run_looks_into_the_database_only_for_commands(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What this process has written or heard of is not asked for again."""
+    asked: list[str] = []
+    look = stores[0].stream_version
+
+    async def looking(stream: str) -> int:
+        asked.append(stream)
+        return await look(stream)
+
+    async with serving(stores[0], app_of(on_message=slow), node="a") as chat:
+        thread = uuid7()
+        version = (await chat.ask(thread, "5")).version
+        with monkeypatch.context() as patch:
+            patch.setattr(stores[0], "stream_version", looking)
+            await chat.post(thread, "5")
+            async with asyncio.timeout(5):
+                async for events in stores[0].follow(after=version, stream=thread_stream(thread)):
+                    if any(event.type == "run.completed" for event in events):
+                        break
+        await idle(chat)
+    if isinstance(stores[0], PostgresStore):  # elsewhere it is known without a look
+        assert asked.count(thread_stream(thread)) <= 2
