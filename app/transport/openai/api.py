@@ -207,13 +207,20 @@ class Api:
         return {name: value for name, value in found.items() if value is not None}
 
     async def reply(
-        self, request: Request, call: list[Any], answer: Answer, *, stream: bool, unused: list[str]
+        self,
+        request: Request,
+        call: list[Any],
+        answer: Answer,
+        *,
+        stream: bool,
+        unused: list[str],
+        kind: type[Call] = Call,
     ) -> Response:
         """Have the engine answer a request."""
         principal = await authenticate(request)
         headers = {"x-request-id": call[0].request, **passed_over(unused)}
         return Reply(
-            Call(self.store, call, actor=principal.actor),
+            kind(self.store, call, actor=principal.actor),
             answer,
             stream=stream,
             active=self.source.calls,

@@ -39,7 +39,7 @@ CANCELLED = "the request was cancelled"
 
 
 class Call:
-    """Requests that are answered together, in streams of their own.
+    """Requests that are answered together, by default in streams of their own.
 
     Attributes:
         queued: The requests, in order of their choices.
@@ -76,6 +76,10 @@ class Call:
         """Whether all of them have ended, or may go on alone."""
         return self._detached or not self._open
 
+    def stream(self, index: int) -> str:
+        """Where the events of a request are."""
+        return request_stream(self.queued[index].request)
+
     async def queue(self) -> None:
         """Put all of them into the queue.
 
@@ -87,11 +91,11 @@ class Call:
             return
         appends = [
             Append(
-                stream=request_stream(queued.request),
+                stream=self.stream(index),
                 events=[new(queued, actor=self._actor, request=queued.request)],
                 command=uuid7(),
             )
-            for queued in self.queued
+            for index, queued in enumerate(self.queued)
         ]
         for outcome in await self._store.append_many(appends):
             if not isinstance(outcome, Appended):
@@ -117,20 +121,23 @@ class Call:
     async def cancel(self) -> None:
         """Cancel what has not ended, and record it; also while the caller is being cancelled."""
         with anyio.CancelScope(shield=True):
-            for index in list(self._open):
-                request = self.queued[index].request
-                payload = RequestCancelled(request=request, text=self._texts[index])
-                event = new(payload, actor=self._actor, request=request)
-                try:
-                    await self._store.append(Append(stream=request_stream(request), events=[event]))
-                except StoreError as error:
-                    log.warning("request %s goes on, nobody waits for it: %s", request, error)
+            appends = [self._cancelling(index) for index in sorted(self._open)]
+            try:
+                await self._store.append_many(appends)
+            except StoreError as error:
+                requests = ", ".join(str(append.events[0].request) for append in appends)
+                log.warning("requests go on, nobody waits for them: %s (%s)", requests, error)
             self._open.clear()
 
+    def _cancelling(self, index: int) -> Append:
+        request = self.queued[index].request
+        payload = RequestCancelled(request=request, text=self._texts[index])
+        event = new(payload, actor=self._actor, request=request)
+        return Append(stream=self.stream(index), events=[event])
+
     async def _follow(self, index: int, feed: Feed) -> None:
-        stream = request_stream(self.queued[index].request)
         async with aclosing(
-            following(self._store, stream=stream, types=FOLLOWED)  # type: ignore[type-var]
+            following(self._store, stream=self.stream(index), types=FOLLOWED)  # type: ignore[type-var]
         ) as batches:
             async for events in batches:
                 for event in events:

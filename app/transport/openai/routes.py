@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from app.errors import EverlogError
-from app.transport.openai import chat, completions, errors, tokens
+from app.transport.openai import chat, completions, embeddings, errors, tokens
 from app.transport.openai.api import Api, Source, json
 from app.transport.openai.models import chosen, describe, listing
 from app.transport.openai.stored import Responses
@@ -35,6 +35,7 @@ def routes(source: Source) -> list[Route]:
         ("GET", "/v1/models/{model:path}", api.model),
         ("POST", "/v1/chat/completions", api.chat),
         ("POST", "/v1/completions", api.completions),
+        ("POST", "/v1/embeddings", api.embeddings),
         ("POST", "/v1/responses", responses.create),
         ("GET", "/v1/responses/{id}", responses.retrieve),
         ("POST", "/v1/responses/{id}/cancel", responses.cancel),
@@ -109,6 +110,15 @@ class _Endpoints:
             **await api.scoring(requests),
         )
         return await api.reply(request, requests, answer, stream=body.stream, unused=unused)
+
+    async def embeddings(self, request: Request) -> Response:
+        api = self._api
+        body, unused = await api.read(request, embeddings.EmbeddingBody)
+        name, body.model = api.choose(body.model)
+        requests = embeddings.plan(body, deadline=api.deadline(), origin=api.origin(request, body))
+        answer = embeddings.EmbeddingAnswer(requests, model=name, encoding=body.encoding_format)
+        kind = embeddings.EmbeddingCall
+        return await api.reply(request, requests, answer, stream=False, unused=unused, kind=kind)
 
     async def tokenize(self, request: Request) -> Response:
         body, unused = await self._api.read(request, tokens.TokenizeBody)

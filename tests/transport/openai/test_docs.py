@@ -12,6 +12,7 @@ import pytest
 
 from app.transport.openai.chat import ChatBody
 from app.transport.openai.completions import CompletionBody
+from app.transport.openai.embeddings import MAX_INPUTS, EmbeddingBody
 from app.transport.openai.fields import IGNORED, REFUSED
 from app.transport.openai.params import Sampling
 from app.transport.openai.responses import ResponseBody
@@ -49,6 +50,11 @@ def test_every_field_is_documented(title: str, body: type[msgspec.Struct]) -> No
 def test_fields_of_the_tokenizer_are_documented() -> None:
     fields = {*TokenizeBody.__struct_fields__, *DetokenizeBody.__struct_fields__}
     assert named("Tokenize and detokenize") == fields
+
+
+def test_fields_of_embeddings_are_documented() -> None:
+    assert named("Embeddings") == set(EmbeddingBody.__struct_fields__)
+    assert f"{MAX_INPUTS} of them" in section("Embeddings")
 
 
 @pytest.mark.parametrize(("title", "table"), [("Passed over", IGNORED), ("Refused", REFUSED)])

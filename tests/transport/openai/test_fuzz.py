@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.events.codec import decode, new
-from app.transport.openai import chat, completions, responses
+from app.transport.openai import chat, completions, embeddings, responses
 from app.transport.openai.chat import ChatBody
 from app.transport.openai.completions import CompletionBody
+from app.transport.openai.embeddings import EmbeddingBody
 from app.transport.openai.errors import ApiError
 from app.transport.openai.fields import REFUSED, parse
 from app.transport.openai.responses import Past, ResponseBody
@@ -93,13 +94,19 @@ def test_responses(data: bytes) -> None:
     attempt(data, ResponseBody, lambda b: [responses.plan(b, Past(), deadline=None, origin={})])
 
 
+@given(bodies(EmbeddingBody, {"input": ["Hello", [1, 2]]}))
+@settings(max_examples=80, deadline=None)
+def test_embeddings(data: bytes) -> None:
+    attempt(data, EmbeddingBody, lambda b: embeddings.plan(b, deadline=None, origin={}))
+
+
 @given(bodies(TokenizeBody, {"prompt": "Hello"}))
 @settings(max_examples=100, deadline=None)
 def test_tokenize(data: bytes) -> None:
     attempt(data, TokenizeBody, lambda b: [])
 
 
-@pytest.mark.parametrize("kind", [ChatBody, CompletionBody, ResponseBody])
+@pytest.mark.parametrize("kind", [ChatBody, CompletionBody, EmbeddingBody, ResponseBody])
 @given(data=st.binary(max_size=64))
 def test_bytes(kind: type[Any], data: bytes) -> None:
     with pytest.raises(ApiError):
