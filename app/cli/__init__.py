@@ -6,6 +6,7 @@ from app.cli import (
     archive,
     ask,
     backup,
+    batch,
     conversations,
     copy,
     doctor,
@@ -24,6 +25,19 @@ __all__ = ["everlog", "main"]
 
 # Importing a module of commands registers them.
 _COMMANDS = (
-    *(serve, worker, keys, ask, conversations, log, maintenance, archive, copy, backup, redact),
+    *(
+        serve,
+        worker,
+        keys,
+        ask,
+        batch,
+        conversations,
+        log,
+        maintenance,
+        archive,
+        copy,
+        backup,
+        redact,
+    ),
     *(models, settings, doctor),
 )

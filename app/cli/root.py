@@ -43,6 +43,7 @@ ORDER = (
         "worker",
         "keys",
         "ask",
+        "batch",
         "threads",
         "show",
         "replay",

@@ -13,7 +13,7 @@ import msgspec
 
 from app.transport.openai.errors import ApiError, refusal
 
-__all__ = ["IGNORED", "REFUSED", "parse"]
+__all__ = ["IGNORED", "REFUSED", "misshapen", "parse"]
 
 #: Fields that clients send and that change nothing here, with the reason.
 IGNORED: dict[str, str] = {
@@ -93,7 +93,7 @@ def parse(data: bytes, kind: type[T]) -> tuple[T, list[str]]:
     try:
         return msgspec.convert(given, type=kind), unused
     except msgspec.ValidationError as error:
-        raise _misshapen(str(error)) from None
+        raise misshapen(str(error)) from None
 
 
 def _screen(value: Mapping[str, Any], known: frozenset[str]) -> list[str]:
@@ -116,7 +116,7 @@ def _screen(value: Mapping[str, Any], known: frozenset[str]) -> list[str]:
     return unused
 
 
-def _misshapen(message: str) -> ApiError:
+def misshapen(message: str) -> ApiError:
     """Say in our words what msgspec found wrong."""
     found = _AT.search(message)
     path = found["path"] if found else ""
