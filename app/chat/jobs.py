@@ -28,11 +28,14 @@ from app.events.store import (
 )
 from app.projections.state import MessageState, RunState, ThreadState, apply, empty
 
-__all__ = ["ThreadJobs", "running", "waits"]
+__all__ = ["FROM_API", "ThreadJobs", "running", "waits"]
 
 log = logging.getLogger("everlog.chat")
 
 PAGE = 1000
+
+FROM_API = "api"
+"""Key in the metadata of messages that came through the API: handlers do not answer them."""
 
 AGAIN = 1.0
 """Seconds until something that the log did not take is tried again."""
@@ -364,14 +367,16 @@ def _incoming(state: MessageState) -> Message:
 def waits(state: ThreadState) -> list[MessageState]:
     """User messages at the end of the thread for which no run was begun yet.
 
-    Only in threads that had runs: what was imported is not answered after the fact.
+    Only in threads that had runs: what was imported is not answered after the fact. What came
+    through the API is answered there, or not at all.
     """
     if state.deleted:
         return []
     begun = {run.message for run in state.runs}
     waiting: list[MessageState] = []
     for message in reversed(state.messages if state.runs else []):
-        if message.role == "user" and message.run is None and message.id not in begun:
+        asked = message.role == "user" and message.run is None and message.id not in begun
+        if asked and FROM_API not in message.metadata:
             if message.status != "removed":
                 waiting.append(message)
         elif message.id in begun or message.run is None:

@@ -119,15 +119,20 @@ async def thread_ids(store: EventStore) -> list[str]:
 async def find_thread(store: EventStore, given: str) -> str:
     """Return the id of the one conversation whose id begins with ``given``.
 
+    The API's ids of conversations, and of responses in them, are understood too.
+
     Raises:
         InputError: if ``given`` is empty, or the beginning of several ids.
         EverlogError: if there is none.
 
     """
+    from app.events.ids import public_thread
+
     if not given:
         raise InputError(
             "must not be empty", field="THREAD", hint="List them with: everlog threads"
         )
+    given = public_thread(given) or given
     if await store.stream_version(thread_stream(given)):
         return given
     found = [thread for thread in await thread_ids(store) if thread.startswith(given)]

@@ -206,6 +206,13 @@ class ThreadSettingsChanged(Payload, frozen=True, kw_only=True):
     settings: dict[str, Any]
 
 
+@event("thread.metadata_changed")
+class ThreadMetadataChanged(Payload, frozen=True, kw_only=True):
+    """What its owner keeps with the thread, whole; it begins with that of ``thread.created``."""
+
+    metadata: dict[str, Any]
+
+
 @event("thread.deleted")
 class ThreadDeleted(Payload, frozen=True, kw_only=True):
     """The thread is hidden from lists; its events stay."""
@@ -549,6 +556,13 @@ class RequestAbandoned(Payload, frozen=True, kw_only=True):
     epoch: int
     worker: str
     reason: str
+
+
+@event("response.deleted")
+class ResponseDeleted(Payload, frozen=True, kw_only=True):
+    """An answer is not to be found under ``/v1/responses`` any more; its events stay."""
+
+    request: str
 
 
 # ------------------------------------------------------------------------------- workers

@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 
-__all__ = ["is_id", "public_id", "public_request", "uuid7"]
+__all__ = ["is_id", "public_id", "public_request", "public_thread", "uuid7"]
 
 _lock = threading.Lock()
 _last_ms = 0
@@ -35,20 +35,36 @@ def uuid7() -> str:
     return str(uuid.UUID(int=value))
 
 
-def public_id(prefix: str, request: str) -> str:
-    """Id of an answer, made of its request's: ``chatcmpl-`` and 32 hexadecimal digits."""
-    return prefix + request.replace("-", "")
+def public_id(prefix: str, id: str, *more: str) -> str:
+    """Id that clients of the API see: ``chatcmpl-`` and 32 hexadecimal digits of a request's.
+
+    ``more`` are ids that stand behind it: that of a response has its conversation's.
+    """
+    return prefix + "".join((id, *more)).replace("-", "")
 
 
 def public_request(text: str) -> str:
     """The request behind the id of an answer; any other text is given back as it is."""
+    return (_ids(text) or [text])[0]
+
+
+def public_thread(text: str) -> str | None:
+    """The thread behind the id of a conversation, or of a response in one; None if it has none."""
+    found = _ids(text)
+    if text.startswith("conv_") and len(found) == 1:
+        return found[0]
+    return found[1] if len(found) == 2 else None
+
+
+def _ids(text: str) -> list[str]:
+    """One or two UUIDs at the end of a public id; none if it is something else."""
     digits = text.replace("-", "_").rpartition("_")[2]
-    if len(digits) != 32:
-        return text
+    if len(digits) not in (32, 64):
+        return []
     try:
-        return str(uuid.UUID(hex=digits))
+        return [str(uuid.UUID(hex=digits[at : at + 32])) for at in range(0, len(digits), 32)]
     except ValueError:
-        return text
+        return []
 
 
 def is_id(text: str) -> bool:

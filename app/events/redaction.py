@@ -77,6 +77,7 @@ RULES: dict[type[msgspec.Struct], dict[str, Any]] = {
     c.ThreadForked: {"source": KEEP, "version": KEEP},
     c.ThreadShared: {"shared": KEEP},
     c.ThreadSettingsChanged: {"settings": {}},
+    c.ThreadMetadataChanged: {"metadata": {}},
     c.ThreadDeleted: {},
     c.SessionChanged: {"values": {}, "removed": []},
     # messages
@@ -195,6 +196,7 @@ RULES: dict[type[msgspec.Struct], dict[str, Any]] = {
     },
     c.RequestCancelled: {"request": KEEP, "text": MARK, "usage": Within(c.Usage)},
     c.RequestAbandoned: {"request": KEEP, "epoch": KEEP, "worker": KEEP, "reason": KEEP},
+    c.ResponseDeleted: {"request": KEEP},
     # workers
     c.WorkerStarted: {
         "worker": KEEP,

@@ -71,6 +71,11 @@ def settings_changed(state: ThreadState, event: Event, data: c.ThreadSettingsCha
     state.settings = data.settings
 
 
+@on(c.ThreadMetadataChanged)
+def metadata_changed(state: ThreadState, event: Event, data: c.ThreadMetadataChanged) -> None:
+    state.metadata = data.metadata
+
+
 @on(c.ThreadDeleted)
 def thread_deleted(state: ThreadState, event: Event, data: c.ThreadDeleted) -> None:
     state.deleted = True

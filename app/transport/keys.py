@@ -31,7 +31,7 @@ TYPES = ("key.created", "key.revoked")
 MARK = "evl_"
 SCOPES = {
     "chat": "the chat: the browser, `everlog ask`, and its conversations",
-    "api": "the HTTP API under /v1",
+    "api": "the HTTP API under /v1, and its conversations",
     "read": "metrics, and reading conversations",
     "admin": "everything, keys included",
 }

@@ -325,6 +325,7 @@ _PAYLOADS: list[Callable[[str, str | None, str], c.Payload]] = [
     lambda s, r, t: c.ThreadCreated(owner="local", metadata={"a": 1}),
     lambda s, r, t: c.ThreadRenamed(title=t),
     lambda s, r, t: c.ThreadSettingsChanged(settings={"k": t}),
+    lambda s, r, t: c.ThreadMetadataChanged(metadata={"k": t}),
     lambda s, r, t: c.ThreadDeleted(),
     lambda s, r, t: c.SessionChanged(values={t: 1}, removed=["", "a"]),
     lambda s, r, t: c.MessagePosted(message=s, role="user", content=t),

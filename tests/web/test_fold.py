@@ -34,6 +34,7 @@ def payload(draw: random.Random) -> c.Payload:
         lambda: c.ThreadForked(source="s", version=4),
         lambda: c.ThreadShared(shared=draw.random() < 0.5),
         lambda: c.ThreadSettingsChanged(settings={"s": value}),
+        lambda: c.ThreadMetadataChanged(metadata={"m": value}),
         lambda: c.ThreadDeleted(),
         lambda: c.SessionChanged(values={one: value}, removed=[two]),
         lambda: c.MessagePosted(message=one, role=draw.choice(["user", "assistant"]), content=text),

@@ -11,6 +11,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.chat.runtime import Runtime
 from app.config import Config
 from app.engine.frames import Ready
 from app.engine.hub import KNOWN, find
@@ -62,6 +63,11 @@ class Source(Protocol):
     @property
     def offered(self) -> list[Ready] | list[WorkerStarted]:
         """The models that are loaded."""
+        ...
+
+    @property
+    def runtime(self) -> Runtime:
+        """Takes the commands of chats."""
         ...
 
     @property

@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import cast
 
 import anyio
+import msgspec
 
 from app.events.catalogue import (
     Payload,
@@ -18,13 +19,13 @@ from app.events.catalogue import (
     TokensGenerated,
 )
 from app.events.codec import Unknown, decode, new
-from app.events.envelope import Event, request_stream
+from app.events.envelope import Event, NewEvent, request_stream
 from app.events.follow import following
 from app.events.ids import uuid7
-from app.events.store import Append, Appended, EventStore, StoreError
+from app.events.store import ANY, Append, Appended, Conflict, EventStore, StoreError
 from app.transport.openai.errors import ApiError, failed
 
-__all__ = ["CANCELLED", "FOLLOWED", "Call", "Feed"]
+__all__ = ["CANCELLED", "FOLLOWED", "Call", "Feed", "Place", "failure", "locked"]
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,21 @@ FOLLOWED = (
     *("request.finished", "request.failed", "request.cancelled"),
 )
 CANCELLED = "the request was cancelled"
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a request stands that has no stream of its own: in a conversation.
+
+    Attributes:
+        stream: The conversation's.
+        version: The request is behind this version of it; there it must be to be appended.
+        before: Events that are appended with the request, before it.
+
+    """
+
+    stream: str
+    version: int
+    before: list[NewEvent] = []
 
 
 class Call:
@@ -51,6 +67,7 @@ class Call:
         actor: Who asks, as events name it.
         detached: They go on when nobody waits for them any more.
         queued_before: They are in the log already.
+        place: Where the request is if not in a stream of its own.
 
     """
 
@@ -62,11 +79,13 @@ class Call:
         actor: str,
         detached: bool = False,
         queued_before: bool = False,
+        place: Place | None = None,
     ) -> None:
         self.queued = list(queued)
         self._store = store
         self._actor = actor
         self._detached = detached
+        self._place = place
         self.queued_before = queued_before
         self._texts = [""] * len(self.queued)
         self._open = set(range(len(self.queued)))  # not ended
@@ -78,26 +97,35 @@ class Call:
 
     def stream(self, index: int) -> str:
         """Where the events of a request are."""
-        return request_stream(self.queued[index].request)
+        place = self._place
+        return place.stream if place else request_stream(self.queued[index].request)
 
     async def queue(self) -> None:
         """Put all of them into the queue.
 
         Raises:
+            ApiError: 409: something else was written to the conversation.
             StoreError: The log did not take them.
 
         """
         if self.queued_before:
             return
+        place = self._place
         appends = [
             Append(
                 stream=self.stream(index),
-                events=[new(queued, actor=self._actor, request=queued.request)],
+                events=[
+                    *(place.before if place else ()),
+                    new(queued, actor=self._actor, request=queued.request),
+                ],
+                expected=place.version if place else ANY,
                 command=uuid7(),
             )
             for index, queued in enumerate(self.queued)
         ]
         for outcome in await self._store.append_many(appends):
+            if isinstance(outcome, Conflict):
+                raise locked()
             if not isinstance(outcome, Appended):
                 raise StoreError(f"the log refused the request: {outcome}")
 
@@ -136,8 +164,9 @@ class Call:
         return Append(stream=self.stream(index), events=[event])
 
     async def _follow(self, index: int, feed: Feed) -> None:
+        after = self._place.version if self._place else 0
         async with aclosing(
-            following(self._store, stream=self.stream(index), types=FOLLOWED)  # type: ignore[type-var]
+            following(self._store, after=after, stream=self.stream(index), types=FOLLOWED)  # type: ignore[type-var]
         ) as batches:
             async for events in batches:
                 for event in events:
@@ -152,21 +181,35 @@ class Call:
 
         """
         payload = decode(event)
-        if isinstance(payload, Unknown):
+        if isinstance(payload, Unknown) or event.request != self.queued[index].request:
             return False
         match payload:
             case TokensGenerated(text=text):
                 self._texts[index] += text
-            case RequestFailed():
+            case RequestFailed() | RequestCancelled() | RequestFinished():
                 self._open.discard(index)
-                raise failed(payload)
-            case RequestCancelled():
-                self._open.discard(index)
-                raise ApiError(499, CANCELLED, code="cancelled")
-            case RequestFinished():
-                self._open.discard(index)
+        error = failure(payload)
+        if error is not None:
+            raise error
         await feed(index, payload)
         return isinstance(payload, RequestFinished)
+
+
+def failure(payload: Payload) -> ApiError | None:
+    """The bad end of a request as an error; None: it is none."""
+    match payload:
+        case RequestFailed():
+            return failed(payload)
+        case RequestCancelled():
+            return ApiError(499, CANCELLED, code="cancelled")
+        case _:
+            return None
+
+
+def locked() -> ApiError:
+    """What is written to a conversation, while something else is, has to wait."""
+    message = "something else is being written to this conversation"
+    return ApiError(409, message, code="conversation_locked", retry=1)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -64,7 +64,6 @@ REFUSED: dict[str, str] = {
     "guided_choice": "use structured_outputs.choice",
     "guided_grammar": "use structured_outputs.grammar",
     "prompt": "prompts kept at OpenAI are not here",
-    "conversation": "use previous_response_id",
     "context_management": "prompts are never changed",
 }
 

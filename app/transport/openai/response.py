@@ -227,13 +227,14 @@ class ResponseAnswer:
     def body(self) -> dict[str, Any]:
         """The response as it is now."""
         meta, params = self._meta, self._queued.params
-        usage = self._usage.total()
+        usage, thread = self._usage.total(), meta.get("thread")
         return {
-            "id": PREFIX + self._hex,
+            "id": public_id(PREFIX, self._queued.request, *((thread,) if thread else ())),
             "object": "response",
             "created_at": self._created,
             "status": self.status,
             "background": meta.get("background", False),
+            "conversation": {"id": public_id("conv_", thread)} if thread else None,
             "error": self._error,
             "incomplete_details": self._incomplete,
             "instructions": meta.get("instructions"),

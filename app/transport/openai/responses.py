@@ -15,7 +15,7 @@ from app.transport.openai.prompts import arguments, message, text_of
 from app.transport.openai.structured import structured
 from app.transport.openai.tools import Choice, Tools, tools
 
-__all__ = ["Past", "ResponseBody", "plan", "turns"]
+__all__ = ["Past", "ResponseBody", "called", "gave", "plan", "turns"]
 
 _NAMES = {
     "response_format.json_schema": "text.format",
@@ -26,12 +26,19 @@ SCORES = "message.output_text.logprobs"
 """What ``include`` has to name for log probabilities."""
 
 
+class Named(msgspec.Struct, frozen=True):
+    """A conversation by its id."""
+
+    id: str
+
+
 class ResponseBody(Sampling, kw_only=True):
     """The body of a request."""
 
     input: str | list[dict[str, Any]]
     instructions: str | None = None
     previous_response_id: str | None = None
+    conversation: str | Named | None = None
     background: bool = False
     max_output_tokens: int | None = None
     tools: list[dict[str, Any]] | None = None
@@ -44,9 +51,10 @@ class ResponseBody(Sampling, kw_only=True):
 
 
 class Past(msgspec.Struct, frozen=True):
-    """What was said before: turns without instructions."""
+    """What was said before: turns without instructions, and the thread that they are of."""
 
     turns: list[ChatMessage] = []
+    thread: str | None = None
 
 
 def plan(
@@ -71,6 +79,7 @@ def plan(
     first = [ChatMessage(role="system", content=body.instructions)] if body.instructions else []
     kept = {
         "previous_response_id": body.previous_response_id,
+        "thread": past.thread,
         "instructions": body.instructions,
         "background": body.background or None,
         "text": body.text,
@@ -141,7 +150,7 @@ def _add(found: list[ChatMessage], item: dict[str, Any], at: str) -> None:
     if kind == "message":
         found.append(message(item, at))
     elif kind == "function_call":
-        call = _call(item, at)
+        call = called(item, at)
         last = found[-1] if found else None
         if last is not None and last.role == "assistant":  # one turn may have said and called
             calls = [*(last.tool_calls or ()), call]
@@ -149,15 +158,31 @@ def _add(found: list[ChatMessage], item: dict[str, Any], at: str) -> None:
         else:
             found.append(ChatMessage(role="assistant", content="", tool_calls=[call]))
     elif kind == "function_call_output":
-        if not isinstance(item.get("call_id"), str):
-            raise refusal(f"{at}.call_id", f"{at}.call_id is missing")
-        content = text_of(item.get("output"), f"{at}.output")
-        found.append(ChatMessage(role="tool", content=content, tool_call_id=item["call_id"]))
+        id, content = gave(item, at)
+        found.append(ChatMessage(role="tool", content=content, tool_call_id=id))
     elif kind != "reasoning":  # what a model thought is not shown to it again
         raise refusal(f"{at}.type", f"{at}: an item of type {kind!r} is not supported")
 
 
-def _call(item: dict[str, Any], at: str) -> ToolCall:
+def gave(item: dict[str, Any], at: str) -> tuple[str, str]:
+    """Id of the call that an item has the output of, and the output.
+
+    Raises:
+        ApiError: 400: it cannot be read.
+
+    """
+    if not isinstance(item.get("call_id"), str):
+        raise refusal(f"{at}.call_id", f"{at}.call_id is missing")
+    return item["call_id"], text_of(item.get("output"), f"{at}.output")
+
+
+def called(item: dict[str, Any], at: str) -> ToolCall:
+    """The call that an item is.
+
+    Raises:
+        ApiError: 400: it cannot be read.
+
+    """
     for key in ("call_id", "name"):
         if not isinstance(item.get(key), str):
             raise refusal(f"{at}.{key}", f"{at}.{key} is missing")

@@ -14,6 +14,7 @@ from starlette.routing import Route
 from app.errors import EverlogError
 from app.transport.openai import chat, completions, embeddings, errors, tokens
 from app.transport.openai.api import Api, Source, json
+from app.transport.openai.conversations import Conversations
 from app.transport.openai.models import chosen, describe, listing
 from app.transport.openai.stored import Responses
 
@@ -29,7 +30,8 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 def routes(source: Source) -> list[Route]:
     """Return the routes of the API; errors on them are OpenAI's."""
     shared = Api(source)
-    api, responses = _Endpoints(shared), Responses(shared)
+    api, conversations = _Endpoints(shared), Conversations(shared)
+    responses = Responses(shared, conversations)
     found: list[tuple[str, str, Endpoint]] = [
         ("GET", "/v1/models", api.models),
         ("GET", "/v1/models/{model:path}", api.model),
@@ -39,7 +41,16 @@ def routes(source: Source) -> list[Route]:
         ("POST", "/v1/responses", responses.create),
         ("GET", "/v1/responses/{id}", responses.retrieve),
         ("POST", "/v1/responses/{id}/cancel", responses.cancel),
+        ("DELETE", "/v1/responses/{id}", responses.delete),
         ("GET", "/v1/responses/{id}/input_items", responses.items),
+        ("POST", "/v1/conversations", conversations.create),
+        ("GET", "/v1/conversations/{id}", conversations.retrieve),
+        ("POST", "/v1/conversations/{id}", conversations.update),
+        ("DELETE", "/v1/conversations/{id}", conversations.delete),
+        ("GET", "/v1/conversations/{id}/items", conversations.items),
+        ("POST", "/v1/conversations/{id}/items", conversations.add),
+        ("GET", "/v1/conversations/{id}/items/{item}", conversations.item),
+        ("DELETE", "/v1/conversations/{id}/items/{item}", conversations.remove),
         ("POST", "/tokenize", api.tokenize),
         ("POST", "/detokenize", api.detokenize),
     ]

@@ -52,6 +52,14 @@ def client(server: Server) -> Iterator[OpenAI]:
         yield client
 
 
+def everlog(server: Server, *words: str) -> str:
+    """What a command prints about the server's log."""
+    command = [sys.executable, "-m", "app", *words, "--database", f"sqlite:///{server.database}"]
+    env = {**os.environ, "COLUMNS": "100"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
 def test_models(client: OpenAI) -> None:
     (model,) = client.models.list()
     assert model.id == MODEL
@@ -256,12 +264,9 @@ def test_errors_are_those_of_the_client(client: OpenAI) -> None:
 
 def test_the_timeline_of_a_request(client: OpenAI, server: Server) -> None:
     done = client.chat.completions.create(model=MODEL, messages=PARIS, max_tokens=2)
-    command = [sys.executable, "-m", "app", "timeline", done.id]
-    command += ["--database", f"sqlite:///{server.database}"]
-    env = {**os.environ, "COLUMNS": "100"}
-    shown = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    shown = everlog(server, "timeline", done.id)
     for part in ("request", "queue", "prefill", "decode"):
-        assert part in shown.stdout
+        assert part in shown
 
 
 def test_langchain(server: Server) -> None:
@@ -304,6 +309,49 @@ def test_responses(client: OpenAI) -> None:
     assert more.usage.input_tokens > made.usage.total_tokens
     items = client.responses.input_items.list(more.id).data
     assert [item.content[0].text for item in items] == ["And of Spain?"]  # type: ignore[union-attr]
+
+
+def test_conversations(client: OpenAI, server: Server) -> None:
+    talk = client.conversations.create(
+        items=[{"role": "user", "content": "What is the capital of France?"}],
+        metadata={"topic": "capitals"},
+    )
+    assert client.conversations.retrieve(talk.id) == talk
+    assert client.conversations.update(talk.id, metadata={"topic": "x"}).metadata == {"topic": "x"}
+    made = client.responses.create(
+        model=MODEL,
+        conversation=talk.id,
+        input="Tell me.",
+        temperature=0,
+        max_output_tokens=20,
+        top_logprobs=1,
+    )
+    assert made.conversation is not None and made.conversation.id == talk.id
+    items: list[Any] = list(
+        client.conversations.items.list(
+            talk.id, order="asc", limit=1, include=["message.output_text.logprobs"]
+        )
+    )
+    assert [item.role for item in items] == ["user", "user", "assistant"]
+    assert items[2].content[0].text == made.output_text
+    assert items[2].content[0].logprobs
+    one: Any = client.conversations.items.retrieve(items[0].id, conversation_id=talk.id)
+    assert one.content[0].text == "What is the capital of France?"
+    client.conversations.items.delete(items[0].id, conversation_id=talk.id)
+    (added,) = client.conversations.items.create(
+        talk.id, items=[{"role": "user", "content": "And of Spain?"}]
+    ).data
+    assert added.type == "message"
+    assert client.responses.input_items.list(made.id).data[0].type == "message"
+    client.responses.delete(made.id)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(made.id)
+    shown = everlog(server, "show", talk.id)
+    assert "Tell me." in shown and made.output_text[:8] in shown
+    assert "decode" in everlog(server, "timeline", talk.id)
+    assert client.conversations.delete(talk.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.conversations.retrieve(talk.id)
 
 
 def test_a_response_as_a_stream_that_breaks_off(client: OpenAI) -> None:

@@ -217,6 +217,7 @@ const HANDLERS: Record<string, Handler> = {
   },
   "thread.shared": ({ state, data }) => void (state.shared = data.flag("shared")),
   "thread.settings_changed": ({ state, data }) => void (state.settings = data.map("settings")),
+  "thread.metadata_changed": ({ state, data }) => void (state.metadata = data.map("metadata")),
   "thread.deleted": ({ state }) => void (state.deleted = true),
   "session.changed": ({ state, data }) => {
     const removed = new Set(data.list<string>("removed"));
