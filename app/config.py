@@ -99,6 +99,11 @@ class EngineConfig(_Section, frozen=True, kw_only=True):
         Literal["mean", "last", "off"],
         _doc("What embeddings are made of: the mean over all tokens, or the last one; off: none."),
     ] = "mean"
+    speculation: Annotated[
+        Literal["ngram", "off"],
+        _doc("ngram: compute tokens ahead that follow from repetition, where it pays."),
+    ] = "off"
+    draft_tokens: Annotated[int, _doc("Most tokens ahead in a step.", ge=1, le=64)] = 16
     lease_seconds: Annotated[float, _doc("How long a silent worker keeps its requests.", ge=1)] = (
         30.0
     )

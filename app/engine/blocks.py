@@ -80,20 +80,20 @@ class BlockManager:
         self._chains[sequence.request] = (len(shared), digest)
         return True
 
-    def grow(self, sequence: Sequence) -> bool:
+    def grow(self, sequence: Sequence, *, ahead: int = 0) -> bool:
         """Make sure there is a place for every token; False if a block for it is not there.
 
-        What could be had is kept.
+        What could be had is kept. ``ahead``: for so many more tokens.
         """
-        while not self.covers(sequence):
+        while not self.covers(sequence, ahead=ahead):
             if not self.available:
                 return False
             sequence.blocks.append(self._take())
         return True
 
-    def covers(self, sequence: Sequence) -> bool:
-        """Whether there is a place for every token."""
-        return len(sequence.blocks) * self.block_size >= len(sequence.tokens)
+    def covers(self, sequence: Sequence, *, ahead: int = 0) -> bool:
+        """Whether there is a place for every token, and for so many more."""
+        return len(sequence.blocks) * self.block_size >= len(sequence.tokens) + ahead
 
     def record(self, sequence: Sequence) -> None:
         """Make the sequence's blocks that are full and computed findable for others."""

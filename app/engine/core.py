@@ -39,6 +39,7 @@ from app.engine.runner import ModelRunner
 from app.engine.sampling import validate_ids
 from app.engine.scheduler import Sampled, Scheduler
 from app.engine.sequence import Pooling, Sequence
+from app.engine.speculation import Speculator
 from app.errors import EverlogError, InputError
 from app.events.catalogue import Embedding
 
@@ -55,6 +56,8 @@ class Core:
         info = runner.info
         self.runner = runner
         self.channel = channel
+        drafts = config.speculation == "ngram"
+        self._speculator = Speculator(config.draft_tokens) if drafts else None
         self.scheduler = Scheduler(
             BlockManager(info.num_blocks, info.block_size, prefix_cache=config.prefix_cache),
             context=info.context,
@@ -62,6 +65,7 @@ class Core:
             max_batch=config.max_batch,
             max_tokens=config.max_tokens_per_step,
             policy=config.policy,
+            propose=self._speculator.propose if self._speculator else None,
         )
         self._pooling = config.pooling
         self._texts: dict[str, Detokenizer] = {}
@@ -211,7 +215,11 @@ class Core:
         if not works:
             return
         self._flush()  # what started is known before the step, however long that takes
-        sampled = self.scheduler.commit(works, self.runner.execute(works))
+        began = time.perf_counter()
+        draws = self.runner.execute(works)
+        if self._speculator is not None:
+            self._speculator.timed(works, time.perf_counter() - began)
+        sampled = self.scheduler.commit(works, draws)
         self._notify()
         if sampled:
             outputs = [self._output(result) for result in sampled]
@@ -227,7 +235,7 @@ class Core:
         self.scheduler.notices.clear()
 
     def _output(self, result: Sampled) -> Output:
-        sequence, tokens, reason, logprobs, prompt, embedding = result
+        sequence, tokens, reason, logprobs, prompt, embedding, drafts = result
         request = sequence.request
         if embedding is not None:
             self._forget(request)
@@ -246,11 +254,13 @@ class Core:
         if reason is not None:
             text += detokenizer.finish()
             self._forget(request)
-        return Output(request, tokens, text, reason, logprobs, prompt)
+        return Output(request, tokens, text, reason, logprobs, prompt, drafts=drafts)
 
     def _forget(self, request: str) -> None:
         self._texts.pop(request, None)
         self.runner.release(request)
+        if self._speculator is not None:
+            self._speculator.release(request)
 
 
 def main(argv: list[str]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 
+import numpy as np
 import torch
 
 from app.engine.logprobs import logprobs
@@ -92,6 +93,38 @@ class Drawer:
             draws.append(draw)
         return draws
 
+    def verify(self, logits: torch.Tensor, works: Seq[Work]) -> list[Draw]:
+        """What follows each work, drafts that were right among it.
+
+        A draft is right if it is what is drawn there. So answers are what they would be without
+        drafts: the same draws from the same history, place by place.
+
+        Args:
+            logits: For each work a row for its last token, and one for each of its drafts;
+                ``[R, vocab]``, left as they are.
+            works: Their sequences get a next token.
+
+        """
+        if not any(work.drafts for work in works):
+            return self.draw(logits, [work.sequence for work in works])
+        firsts = np.cumsum([0] + [1 + len(work.drafts) for work in works])[:-1]
+        found: list[Draw | None] = [None] * len(works)
+        lengths = [len(work.sequence.tokens) for work in works]
+        left = list(range(len(works)))
+        try:
+            while left:
+                done = [len(works[i].sequence.tokens) - lengths[i] for i in left]
+                rows = torch.from_numpy(firsts[left] + done).to(logits.device)
+                draws = self.draw(logits[rows], [works[i].sequence for i in left])
+                for index, draw in zip(left, draws, strict=True):
+                    found[index] = _joined(found[index], draw)
+                went = zip(left, draws, strict=True)
+                left = [i for i, draw in went if _goes_on(works[i], draw, lengths[i])]
+        finally:
+            for work, length in zip(works, lengths, strict=True):
+                del work.sequence.tokens[length:]
+        return [draw for draw in found if draw is not None]
+
     def _hook(self, sequence: Sequence) -> _Hook | Draw:
         """What to do for a sequence with a form or plugins; a draw where it has no choice."""
         processors = self._processors.of(sequence.request)
@@ -125,6 +158,27 @@ class Drawer:
         part = logits[torch.tensor(rows, device=logits.device)]
         found = logprobs(part, [tokens[row] for row in rows], list(tops.values()))
         return {row: [one] for row, one in zip(rows, found, strict=True)}
+
+
+def _goes_on(work: Work, draw: Draw, length: int) -> bool:
+    """Whether all that was drawn was drafted, and more; the sequence has it then."""
+    tokens = work.sequence.tokens
+    done = len(tokens) - length
+    expected = work.drafts[done : done + len(draw.tokens)]
+    if draw.error is not None or tuple(draw.tokens) != expected:
+        return False
+    tokens += draw.tokens
+    return True
+
+
+def _joined(known: Draw | None, draw: Draw) -> Draw:
+    """A draw behind another one of the same sequence."""
+    if known is None:
+        return draw
+    if draw.error is not None:  # comes again at the next step, at the first place then
+        return known
+    logprobs = [*(known.logprobs or ()), *(draw.logprobs or ())]
+    return known._replace(tokens=[*known.tokens, *draw.tokens], logprobs=logprobs or None)
 
 
 class _Hook:

@@ -47,6 +47,8 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True):
         policy: ``fcfs`` or ``priority``.
         prefix_cache: Whether computed blocks are shared between requests.
         pooling: What embeddings are made of: ``mean``, ``last`` or ``off``.
+        speculation: ``ngram`` or ``off``.
+        draft_tokens: Most tokens drafted for a sequence in a step.
 
     """
 
@@ -62,6 +64,8 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     policy: str = "fcfs"
     prefix_cache: bool = True
     pooling: str = "mean"
+    speculation: str = "off"
+    draft_tokens: int = 16
 
 
 # ------------------------------------------------------------------------- host to core
@@ -139,6 +143,7 @@ class Output(msgspec.Struct, frozen=True, gc=False, array_like=True):
     of sequence token is not in ``tokens``' text. Joining the texts gives the whole output. Tokens
     that come together are committed together. ``prompt`` has the prompt's log probabilities.
     ``embedding`` is the vector that was asked for instead, as little-endian 32-bit floats.
+    ``drafts``: how many tokens were drafted for it, and how many of them were right.
     """
 
     request: str
@@ -148,6 +153,7 @@ class Output(msgspec.Struct, frozen=True, gc=False, array_like=True):
     logprobs: list[TokenLogprobs] | None = None
     prompt: list[TokenLogprobs | None] | None = None
     embedding: bytes | None = None
+    drafts: tuple[int, int] = (0, 0)
 
 
 class Step(_Frame, frozen=True, kw_only=True):

@@ -162,18 +162,21 @@ class ModelRunner:
         result: list[Draw | None] = [self._pooler.draw(work) for work in works]
         if logits is None:
             return result
-        at = len(order)
+        drawn = at = sum(1 + len(works[i].drafts) for i in order)
         for work, count in prompts:
             self._drawer.score(work, logits[at : at + count])
             at += count
         if order:
-            draws = self._drawer.draw(logits[: len(order)], [works[i].sequence for i in order])
+            draws = self._drawer.verify(logits[:drawn], [works[i] for i in order])
             for index, draw in zip(order, draws, strict=True):
                 result[index] = draw
         return result
 
     def logits(self, works: Seq[Work]) -> torch.Tensor:
-        """Run one step and return float32 logits ``[n, vocab]`` of the works that sample."""
+        """Run one step and return float32 logits ``[n, vocab]`` of the works that sample.
+
+        None of them has drafts.
+        """
         logits, order, _ = self._forward(works)
         if logits is None:
             return torch.empty(0, self._model.shape.vocab)
@@ -191,23 +194,26 @@ class ModelRunner:
     ) -> tuple[torch.Tensor | None, list[int], list[tuple[Work, int]]]:
         """Logits of the works that sample, and their indices in the order of the rows.
 
-        Behind them come the rows of works whose prompts are scored; so many of each.
+        A work has a row for its last token, and one for each of its drafts. Behind them come the
+        rows of works whose prompts are scored; so many of each.
         """
         order = _arrange(works)
         ordered = [works[i] for i in order]
-        decodes = sum(work.length == 1 for work in ordered)
+        decodes = sum(work.places == 1 for work in ordered)
         tokens: list[int] = []
-        spans, last, sampled = [], [], []
+        spans, sampled = [], []
+        last: list[int] = []
         inner: list[int] = []  # rows of prompts
         prompts: list[tuple[Work, int]] = []
         pooled: list[int] = []  # rows of embeddings
         for index, work in zip(order, ordered, strict=True):
             sequence, end = work.sequence, work.start + work.length
-            spans.append(Span(work.start, work.length, sequence.blocks))
+            spans.append(Span(work.start, work.places, sequence.blocks))
             tokens += sequence.tokens[work.start : end]
             if work.samples:
-                last.append(len(tokens) - 1)
+                last += range(len(tokens) - 1, len(tokens) + len(work.drafts))
                 sampled.append(index)
+            tokens += work.drafts
             if sequence.scores_prompt:
                 count = min(end, sequence.prompt_len - 1) - work.start
                 first = len(tokens) - work.length
@@ -237,7 +243,7 @@ def _arrange(works: Seq[Work]) -> list[int]:
     """Decodes first, longest sequence first; then prefills as they come."""
     return sorted(
         range(len(works)),
-        key=lambda i: (works[i].length > 1, -works[i].start if works[i].length == 1 else 0),
+        key=lambda i: (works[i].places > 1, -works[i].start if works[i].places == 1 else 0),
     )
 
 

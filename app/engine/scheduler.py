@@ -5,14 +5,15 @@ at every step. One token budget a step: first every running sequence that only n
 token, then the rest of prompts begun (chunked prefill, arXiv:2308.16369), then new ones. A
 sequence enters with blocks for all its tokens; when later ones find no block, the last in line
 loses its blocks and is computed again afterwards. The first in line can always take what it needs,
-so every request ends.
+so every request ends. A step of next tokens alone may compute drafts behind them, with budget and
+blocks that nobody else needs.
 """
 
 from __future__ import annotations
 
 import heapq
 from bisect import insort
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from collections.abc import Sequence as Series
 from operator import itemgetter
 from typing import NamedTuple
@@ -22,9 +23,10 @@ from app.engine.frames import Failed, Preempted, Resumed, Started
 from app.engine.sampling import TokenLogprobs
 from app.engine.sequence import Draw, Sequence, State, Work
 
-__all__ = ["Notice", "Sampled", "Scheduler"]
+__all__ = ["Notice", "Propose", "Sampled", "Scheduler"]
 
 Notice = Started | Preempted | Resumed | Failed
+Propose = Callable[[Series[Sequence], Series[int], int], Series[tuple[int, ...]]]
 
 Key = tuple[int, float, int]
 _first = itemgetter(0)
@@ -34,7 +36,7 @@ class Sampled(NamedTuple):
     """A sequence got tokens, or its embedding.
 
     With a ``reason`` (``stop``, ``length``) they were the last ones. The log probabilities are as
-    in `Draw`.
+    in `Draw`. ``drafts``: how many tokens were drafted, and how many of them were right.
     """
 
     sequence: Sequence
@@ -43,6 +45,7 @@ class Sampled(NamedTuple):
     logprobs: list[TokenLogprobs] | None = None
     prompt: list[TokenLogprobs | None] | None = None
     embedding: bytes | None = None
+    drafts: tuple[int, int] = (0, 0)
 
 
 class Scheduler:
@@ -57,6 +60,7 @@ class Scheduler:
         max_batch: Most sequences in a step.
         max_tokens: Most tokens computed in a step.
         policy: ``fcfs`` or ``priority``.
+        propose: Drafts for sequences, given how many each can use and how many there may be in all.
 
     """
 
@@ -69,6 +73,7 @@ class Scheduler:
         max_batch: int = 64,
         max_tokens: int = 512,
         policy: str = "fcfs",
+        propose: Propose | None = None,
     ) -> None:
         self.blocks = blocks
         self.context = min(context, blocks.num_blocks * blocks.block_size)
@@ -76,6 +81,7 @@ class Scheduler:
         self.max_tokens = max_tokens
         self.max_batch = min(max_batch, max_tokens)  # so that every sequence moves in every step
         self.by_priority = policy == "priority"
+        self._propose = propose
         self.sequences: dict[str, Sequence] = {}
         self.notices: list[Notice] = []
         self._running: list[tuple[Key, Sequence]] = []  # in line order
@@ -148,7 +154,8 @@ class Scheduler:
         """
         self._expire(now)
         works, short = self._decode()
-        budget = self.max_tokens - len(works)
+        decodes = len(works)
+        budget = self.max_tokens - decodes
         for _, sequence in self._running:
             left = len(sequence.tokens) - sequence.computed
             if left > 1 and budget:
@@ -156,6 +163,8 @@ class Scheduler:
                 budget -= works[-1].length
         if not short:
             self._admit(works, budget, now)
+        if self._propose is not None and works and len(works) == decodes:
+            return self._draft(works, self._propose)
         return works
 
     def commit(self, works: Series[Work], draws: Series[Draw | None]) -> list[Sampled]:
@@ -185,10 +194,15 @@ class Scheduler:
                 results.append(Sampled(sequence, [], "stop", embedding=draw.embedding))
                 continue
             tokens, reason = self._extend(sequence, draw.tokens)
+            accepted = _common(tokens, work.drafts)
+            if accepted:  # the last token is computed in the next step, whatever it is
+                sequence.computed = min(sequence.computed + accepted, len(sequence.tokens) - 1)
+                self.blocks.record(sequence)
             if reason is not None:
                 self.end(sequence.request)
             logprobs = draw.logprobs and draw.logprobs[: len(tokens)]
-            results.append(Sampled(sequence, tokens, reason, logprobs, draw.prompt))
+            drafts = (len(work.drafts), accepted)
+            results.append(Sampled(sequence, tokens, reason, logprobs, draw.prompt, drafts=drafts))
         return results
 
     def _extend(self, sequence: Sequence, tokens: list[int]) -> tuple[list[int], str | None]:
@@ -241,6 +255,32 @@ class Scheduler:
             index += 1
         return works, short
 
+    def _draft(self, works: list[Work], propose: Propose) -> list[Work]:
+        """Add drafts to works that all compute a last token."""
+        sequences = [work.sequence for work in works]
+        rooms = [self._room(sequence) for sequence in sequences]
+        drafts = propose(sequences, rooms, self.max_tokens - len(works))
+        drafted = []
+        for work, draft in zip(works, drafts, strict=True):
+            sequence = work.sequence
+            missing = self.blocks.needed(len(sequence.tokens) + len(draft)) - len(sequence.blocks)
+            # as for newcomers: a block for each running sequence stays free
+            if missing <= 0 or self.blocks.available - missing >= len(self._running):
+                self.blocks.grow(sequence, ahead=len(draft))
+            places = len(sequence.blocks) * self.blocks.block_size - len(sequence.tokens)
+            drafted.append(work._replace(drafts=draft[:places]))
+        return drafted
+
+    def _room(self, sequence: Sequence) -> int:
+        """How many tokens may be drafted: one more is drawn behind them."""
+        if sequence.scores_prompt or sequence.pooling is not None:
+            return 0
+        left = self.context - len(sequence.tokens)
+        if sequence.params.max_tokens is not None:
+            output = len(sequence.tokens) - sequence.prompt_len
+            left = min(left, sequence.params.max_tokens - output)
+        return max(0, left - 1)
+
     def _admit(self, works: list[Work], budget: int, now: float) -> None:
         while self._waiting and budget and len(self._running) < self.max_batch:
             key, sequence = self._waiting[0]
@@ -292,3 +332,11 @@ class Scheduler:
             self.end(sequence.request)
             message = f"its deadline passed {now - deadline:.1f} s ago"
             self.notices.append(Failed(request=sequence.request, code="timeout", message=message))
+
+
+def _common(tokens: Series[int], drafts: Series[int]) -> int:
+    """How many tokens at the beginning are those drafted."""
+    count = 0
+    while count < min(len(tokens), len(drafts)) and tokens[count] == drafts[count]:
+        count += 1
+    return count

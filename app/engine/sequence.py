@@ -108,16 +108,25 @@ class Work(NamedTuple):
 
     All blocks for these positions are allocated. If the span reaches the last token, the runner
     also samples the next one.
+
+    ``drafts`` may follow the last token, in a work of length 1: they are computed too, behind it,
+    and as many of them as are what would have been drawn anyway become output.
     """
 
     sequence: Sequence
     start: int
     length: int
+    drafts: tuple[int, ...] = ()
 
     @property
     def samples(self) -> bool:
         """Whether this work ends at the last token, so that a next token is drawn."""
         return self.ends and self.sequence.pooling is None
+
+    @property
+    def places(self) -> int:
+        """How many tokens are computed, drafts among them."""
+        return self.length + len(self.drafts)
 
     @property
     def ends(self) -> bool:
@@ -129,7 +138,8 @@ class Draw(NamedTuple):
     """What follows the last token of a sequence.
 
     Attributes:
-        tokens: At least one; several if the form of the answer leaves no choice.
+        tokens: At least one; several if the form of the answer leaves no choice, or if drafts
+            were right.
         logprobs: One for each of the tokens, if they are wanted.
         prompt: One for each token of the prompt (None for the first), with the first output.
         error: Why the sequence cannot go on; then there are no tokens.

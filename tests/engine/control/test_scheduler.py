@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Sequence as Series
 from hashlib import sha256
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from app.engine.blocks import BlockManager
 from app.engine.frames import Failed, Preempted, Resumed, Started
 from app.engine.sampling import SamplingParams
-from app.engine.scheduler import Scheduler
+from app.engine.scheduler import Propose, Scheduler
 from app.engine.sequence import Draw, Sequence, Work
 
 SIZE = 4
@@ -34,17 +35,23 @@ class Cache:
         self.forced = forced  # tokens that follow each drawn one without a choice
 
     def execute(self, works: list[Work]) -> list[Draw | None]:
-        for seq, start, length in works:
+        for work in works:
+            seq, start = work.sequence, work.start
             assert start == seq.computed
-            for position in range(start, start + length):
-                self.slots[seq.blocks[position // SIZE], position % SIZE] = seq.tokens[position]
-        return [self.sample(work.sequence) if work.samples else None for work in works]
+            known = [*seq.tokens[: start + work.length], *work.drafts]
+            for position in range(start, len(known)):
+                self.slots[seq.blocks[position // SIZE], position % SIZE] = known[position]
+        return [self.sample(work) if work.samples else None for work in works]
 
-    def sample(self, seq: Sequence) -> Draw:
-        read = [self.slots[seq.blocks[p // SIZE], p % SIZE] for p in range(len(seq.tokens))]
-        tokens = [draw(read, self.vocabulary)]
-        for _ in range(self.forced):
-            tokens.append(draw([*read, *tokens], self.vocabulary))
+    def sample(self, work: Work) -> Draw:
+        seq, tokens = work.sequence, list[int]()
+        while tuple(tokens) == work.drafts[: len(tokens)]:
+            end = len(seq.tokens) + len(tokens)
+            read = [self.slots[seq.blocks[p // SIZE], p % SIZE] for p in range(end)]
+            for _ in range(1 + self.forced):
+                tokens.append(draw([*read, *tokens[end - len(seq.tokens) :]], self.vocabulary))
+            if len(tokens) > len(work.drafts):
+                break
         return Draw(tokens)
 
 
@@ -62,6 +69,25 @@ def alone(prompt: list[int], params: SamplingParams, context: int) -> tuple[list
             return output, "stop"
         if len(output) == params.max_tokens or len(tokens) == context:
             return output, "length"
+
+
+def drafter(longest: int) -> Propose:
+    """Drafts that are right up to some place."""
+
+    def propose(
+        sequences: Series[Sequence], rooms: Series[int], budget: int
+    ) -> list[tuple[int, ...]]:
+        drafts = []
+        for seq, room in zip(sequences, rooms, strict=True):
+            draft: list[int] = []
+            for place in range(min(room, longest, budget)):
+                token = draw([*seq.tokens, *draft])
+                draft.append(token if (len(seq.tokens) + place) % 5 else (token + 1) % 50)
+            budget -= len(draft)
+            drafts.append(tuple(draft))
+        return drafts
+
+    return propose
 
 
 def make(num_blocks: int = 64, **kwargs: Any) -> Scheduler:
@@ -108,16 +134,19 @@ class Run:
 
     def check(self, works: list[Work]) -> None:
         scheduler, blocks = self.scheduler, self.scheduler.blocks
-        assert sum(work.length for work in works) <= scheduler.max_tokens
+        assert sum(work.places for work in works) <= scheduler.max_tokens
         assert len(works) <= scheduler.max_batch
         assert len({work.sequence.request for work in works}) == len(works)
         owned = {block for seq in scheduler.running for block in seq.blocks}
         assert blocks.available == blocks.num_blocks - len(owned)
-        for seq, start, length in works:
+        for work in works:
+            seq, start, length, drafts = work
             assert seq in scheduler.running
             assert length >= 1
             assert start + length <= len(seq.tokens) <= len(seq.blocks) * SIZE
-            for position in range(start, start + length):
+            assert not drafts or (work.samples and length == 1)
+            assert len(seq.tokens) + len(drafts) < scheduler.context or not drafts
+            for position in range(start, start + work.places):
                 assert blocks.references(seq.blocks[position // SIZE]) == 1
 
     def finish(self, most: int = 5000) -> Run:
@@ -290,6 +319,7 @@ lives = st.fixed_dictionaries(
     max_tokens=st.integers(1, 24),
     policy=st.sampled_from(["fcfs", "priority"]),
     forced=st.sampled_from([0, 0, 1, 9]),
+    drafts=st.sampled_from([0, 0, 1, 3, 12]),
 )
 def test_everyone_ends_with_the_tokens_it_would_get_alone(
     requests: list[dict[str, Any]],
@@ -298,6 +328,7 @@ def test_everyone_ends_with_the_tokens_it_would_get_alone(
     max_tokens: int,
     policy: str,
     forced: int,
+    drafts: int,
 ) -> None:
     scheduler = make(
         num_blocks=num_blocks,
@@ -305,6 +336,7 @@ def test_everyone_ends_with_the_tokens_it_would_get_alone(
         max_batch=max_batch,
         max_tokens=max_tokens,
         policy=policy,
+        propose=drafter(drafts) if drafts else None,
     )
     run = Run(scheduler, Cache(forced=forced))
     cancelled = set()
