@@ -24,8 +24,8 @@ class NewEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     time: int = 0
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One committed event.
+class Event(msgspec.Struct, frozen=True, gc=False):
+    """One committed event. The fields are in the order of the stores' columns.
 
     Attributes:
         seq: Position in the log: 1, 2, 3 ... without gaps; the order of commit.

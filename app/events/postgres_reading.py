@@ -207,16 +207,7 @@ class PostgresReading:
             await self._learn_types()
 
     def _event(self, row: Any) -> Event:
-        return Event(
-            seq=row[0],
-            stream=self._names.names.get(row[1], "?"),
-            version=row[2],
-            type=self._names.type_names.get(row[3], "?"),
-            schema=row[4],
-            time=row[5],
-            actor=row[6],
-            request=row[7],
-            run=row[8],
-            cause=row[9],
-            data=row[10],
-        )
+        seq, stream, version, type, schema, time, actor, request, run, cause, data, *_ = row
+        stream = self._names.names.get(stream, "?")
+        type = self._names.type_names.get(type, "?")
+        return Event(seq, stream, version, type, schema, time, actor, request, run, cause, data)

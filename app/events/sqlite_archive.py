@@ -12,6 +12,7 @@ from msgspec.structs import astuple
 
 from app.events import sqlite_sql as sql
 from app.events.backend import Row
+from app.events.envelope import Event
 from app.events.ledger import Batch
 from app.events.moves import Catalog, Move, Moved, catalog, columns
 from app.events.segment import Segment
@@ -162,7 +163,7 @@ def select_hot(
     )
     head = () if stream is None else (stream,)
     rows = conn.execute(statement, (*head, after, until, *(types or ()), limit)).fetchall()
-    return [(sql.event_of(row), row[11], row[12]) for row in rows]
+    return [(Event(*row[:11]), row[11], row[12]) for row in rows]
 
 
 def select_uploads(conn: Connection) -> list[str]:

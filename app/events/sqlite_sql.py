@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
+from itertools import starmap
 from typing import Any, Protocol
 
 from msgspec.structs import astuple
@@ -255,8 +256,8 @@ def select_events(
     only = "" if types is None else ONLY_TYPES.format(marks=", ".join("?" * len(types)))
     sql = (SELECT_LOG if stream is None else SELECT_IN_STREAM).format(types=only)
     head = () if stream is None else (stream,)
-    rows = conn.execute(sql, (*head, after, until, *(types or ()), limit)).fetchall()
-    return [event_of(row) for row in rows]
+    rows = conn.execute(sql, (*head, after, until, *(types or ()), limit))
+    return list(starmap(Event, rows))
 
 
 def select_leaves(conn: Connection, after: int, until: int) -> list[bytes]:
@@ -306,7 +307,7 @@ def select_rows(conn: sqlite3.Connection, after: int, limit: int) -> list[Row | 
 
 def _select_rows(conn: sqlite3.Connection, after: int, limit: int) -> list[Row | StoreError]:
     found = conn.execute(SELECT_ROWS, (after, limit)).fetchall()
-    return [(event_of(row), row[11], row[12]) for row in found]
+    return [(Event(*row[:11]), row[11], row[12]) for row in found]
 
 
 def _select_row(conn: sqlite3.Connection, seq: int) -> Row | StoreError:
@@ -316,7 +317,7 @@ def _select_row(conn: sqlite3.Connection, seq: int) -> Row | StoreError:
         return StoreError(str(error))
     if row is None:
         return StoreError("it is not where it should be")
-    return (event_of(row), row[11], row[12])
+    return (Event(*row[:11]), row[11], row[12])
 
 
 def _decode(text: bytes) -> str:
@@ -327,23 +328,6 @@ def integrity(conn: Connection) -> list[str]:
     """Complaints of SQLite about the file's structure."""
     rows = conn.execute("PRAGMA integrity_check(20)").fetchall()
     return [row[0] for row in rows if row[0] != "ok"]
-
-
-def event_of(row: Sequence[Any]) -> Event:
-    """Make an event of its columns."""
-    return Event(
-        seq=row[0],
-        stream=row[1],
-        version=row[2],
-        type=row[3],
-        schema=row[4],
-        time=row[5],
-        actor=row[6],
-        request=row[7],
-        run=row[8],
-        cause=row[9],
-        data=row[10],
-    )
 
 
 def _event_rows(batch: Batch) -> list[tuple[Any, ...]]:

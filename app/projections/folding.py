@@ -4,86 +4,32 @@ from __future__ import annotations
 
 import bisect
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
-from app.errors import EverlogError
-from app.events.catalogue import CATALOGUE, Payload
-from app.events.codec import FAULTS, PayloadError, Unknown, decode, decoder
+from app.events.codec import Unknown
 from app.events.envelope import Event
 from app.projections import ledger
 from app.projections.database import Connection, Trouble
 from app.projections.projection import Projection
+from app.projections.reading import Item, Unreadable, read
 from app.projections.rows import Rows
 
-__all__ = ["Folder", "Read", "Refused", "Standing", "Unreadable", "fold", "read"]
+__all__ = ["Folder", "Refused", "Standing", "fold"]
 
 log = logging.getLogger(__name__)
 
 
-class Unreadable(msgspec.Struct, frozen=True):
-    """A payload that could not be decoded; it stops the projections that need it."""
-
-    error: Exception
-
-
-Read = Payload | Unknown | Unreadable | None
-
-
-def read(events: Sequence[Event], types: frozenset[str], *, strict: bool = False) -> list[Read]:
-    """Decode the payloads of ``types``, once for all projections; None for the rest.
-
-    Raises:
-        EverlogError: ``strict`` and a type or schema is unknown to this code.
-
-    """
-    payloads: list[Read] = []
-    known = {type: decoder(type) for type in {event.type for event in events} & types}
-    for event in events:
-        ready = known.get(event.type)
-        if ready is not None and ready[0] == event.schema:
-            try:
-                payloads.append(ready[1](event.data))
-                continue
-            except FAULTS:
-                pass  # said properly below
-        payloads.append(_read(event, types, strict))
-    return payloads
-
-
-def _read(event: Event, types: frozenset[str], strict: bool) -> Read:
-    if event.type not in types:
-        if strict and event.type not in CATALOGUE:
-            raise _too_new(event)
-        return None
-    try:
-        payload: Read = decode(event)
-    except (PayloadError, UnicodeDecodeError) as error:
-        payload = Unreadable(error)
-    if strict and type(payload) is Unknown:
-        raise _too_new(event)
-    return payload
-
-
-def _too_new(event: Event) -> EverlogError:
-    return EverlogError(
-        f"event {event.seq} ({event.type}, schema {event.schema}) is newer than this Everlog",
-        hint="Upgrade Everlog, then rebuild again.",
-    )
-
-
 class Refused(Exception):
-    """A projection could not fold an event: ``event``, the ``at``-th given; see ``__cause__``."""
+    """A projection could not fold ``event``, or one of the burst it begins; see ``__cause__``."""
 
-    def __init__(self, event: Event, at: int) -> None:
+    def __init__(self, event: Event) -> None:
         super().__init__(f"event {event.seq} ({event.type})")
-        self.event, self.at = event, at
+        self.event = event
 
 
-def fold(
-    projection: Projection, rows: Rows, events: Sequence[Event], payloads: Sequence[Read]
-) -> None:
+def fold(projection: Projection, rows: Rows, items: Iterable[Item]) -> None:
     """Fold events into rows in memory.
 
     Raises:
@@ -95,7 +41,7 @@ def fold(
     each = projection.each if projection.every else None
     event = None
     try:
-        for event, payload in zip(events, payloads, strict=True):
+        for event, payload in items:
             kind = type(payload)
             if kind is Unreadable and event.type in types:
                 raise payload.error  # type: ignore[union-attr]
@@ -108,8 +54,7 @@ def fold(
         raise  # the database, not the event
     except Exception as error:
         assert event is not None
-        at = bisect.bisect_left(events, event.seq, key=lambda e: e.seq)
-        raise Refused(event, at) from error
+        raise Refused(event) from error
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -195,36 +140,35 @@ class Folder:
         A projection that fails stands still before the event that made it fail, with the error
         in the ledger; the others go on.
         """
-        payloads = read(events, self._types)
-        self._warn(events, payloads)
+        items = read(events, self._types)
+        self._warn(items)
         try:
             with self._connection.transaction():
                 self.refresh()
                 for tracked in self._tracked:
                     # Another process may have moved it back: then the runner reads again.
                     if tracked.standing.error is None and tracked.standing.seq >= after:
-                        self._fold(tracked, events, payloads)
+                        self._fold(tracked, events, items)
         except BaseException:
             for tracked in self._tracked:
                 tracked.rows, tracked.standing = None, Standing(-1, -1)
             raise
         return {t.projection.name: t.standing for t in self._tracked}
 
-    def _fold(self, tracked: _Tracked, events: Sequence[Event], payloads: list[Read]) -> None:
+    def _fold(self, tracked: _Tracked, events: Sequence[Event], items: list[Item]) -> None:
         rows, projection, standing = tracked.rows, tracked.projection, tracked.standing
         assert rows is not None
         start = bisect.bisect_right(events, standing.seq, key=lambda event: event.seq)
-        events, payloads = events[start:], payloads[start:]
+        if start:  # it is ahead of the others
+            events = events[start:]
+            items = read(events, self._types)
         if not events:
             return
         end, error = len(events), None
         try:
-            fold(projection, rows, events, payloads)
-        except Refused as refused:
-            log.exception("projection %s cannot fold %s", projection.name, refused)
-            end, error = refused.at, f"{refused}: {refused.__cause__!r}"
-            rows.forget()
-            fold(projection, rows, events[:end], payloads[:end])
+            fold(projection, rows, items)
+        except Refused:
+            end, error = self._fold_singly(projection, rows, events)
         failed = self._flush(projection, rows)
         if failed is not None:
             end, error = 0, f"event {events[0].seq} or one after it: {failed!r}"
@@ -233,6 +177,26 @@ class Folder:
         if error is not None:
             ledger.halt(self._connection, projection.name, error)
         tracked.standing = Standing(seq, standing.generation, error)
+
+    def _fold_singly(
+        self, projection: Projection, rows: Rows, events: Sequence[Event]
+    ) -> tuple[int, str | None]:
+        """Fold what comes before the first event that is refused; how many, and why that one is."""
+        rows.forget()
+        try:
+            fold(projection, rows, self._singly(events))
+        except Refused as refused:
+            log.exception("projection %s cannot fold %s", projection.name, refused)
+            end = bisect.bisect_left(events, refused.event.seq, key=lambda event: event.seq)
+            rows.forget()
+            fold(projection, rows, self._singly(events[:end]))
+            return end, f"{refused}: {refused.__cause__!r}"
+        return len(events), None
+
+    def _singly(self, events: Sequence[Event]) -> Iterator[Item]:
+        """Every event alone, so that the one to blame can be told."""
+        for event in events:
+            yield from read([event], self._types)
 
     def _flush(self, projection: Projection, rows: Rows) -> Exception | None:
         """Write what changed, or nothing and return what is wrong with it."""
@@ -249,8 +213,8 @@ class Folder:
             return reason
         return None
 
-    def _warn(self, events: Sequence[Event], payloads: list[Read]) -> None:
-        for event, payload in zip(events, payloads, strict=True):
+    def _warn(self, items: list[Item]) -> None:
+        for event, payload in items:
             if type(payload) is Unknown and event.type not in self._warned:
                 self._warned.add(event.type)
                 log.warning(

@@ -16,6 +16,7 @@ from app.events.lifecycle import TERMINAL, advance
 from app.projections.fold import LEFT_OPEN, MESSAGE_AFTER
 from app.projections.model import derive_title
 from app.projections.projection import Projection, handles
+from app.projections.reading import Burst
 from app.projections.rows import Pieces, Rows, Table
 
 __all__ = ["MESSAGE", "REQUEST", "RUN", "THREAD", "History"]
@@ -194,7 +195,7 @@ class History(Projection):
         if message is None or message.request is not None:
             return
         if message.status == "streaming":
-            rows.add_piece(event.stream, message.id, event.seq, data.text)
+            rows.add_pieces(event.stream, message.id, [(event.seq, data.text)])
         else:
             rows.add(MESSAGE, message).text += data.text
 
@@ -292,12 +293,20 @@ class History(Projection):
         request.state = after
         return request
 
-    @handles(c.TokensGenerated)
-    def tokens_generated(self, rows: Rows, event: Event, data: c.TokensGenerated) -> None:
-        request = self._advance(rows, event, data.request)
-        if request is not None and data.batch >= request.batches:
-            request.batches = data.batch + 1
-            rows.add_piece(event.stream, request.id, event.seq, data.text)
+    @handles(Burst)
+    def tokens_generated(self, rows: Rows, event: Event, burst: Burst) -> None:
+        thread, last = _thread(rows, event), burst.events[-1]
+        thread.version, thread.updated = last.version, last.time
+        request = self._advance(rows, event, burst.request)
+        if request is None:
+            return
+        batches, pieces = request.batches, []
+        for each, data in zip(burst.events, burst.batches, strict=True):
+            if data.batch >= batches:
+                batches = data.batch + 1
+                pieces.append((each.seq, data.text))
+        request.batches = batches
+        rows.add_pieces(event.stream, request.id, pieces)
 
     @handles(c.RequestFinished, c.RequestFailed, c.RequestCancelled)
     def request_ended(self, rows: Rows, event: Event, data: Any) -> None:

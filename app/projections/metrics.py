@@ -6,7 +6,8 @@ anew from the first event. Names, labels and buckets are vLLM's where it has the
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
+from operator import sub
 from typing import Any, Literal
 
 import msgspec
@@ -15,6 +16,7 @@ from app.events import catalogue as c
 from app.events.envelope import Event
 from app.projections.database import Connection
 from app.projections.projection import Projection, handles
+from app.projections.reading import Burst
 from app.projections.rows import Rows, Table
 
 __all__ = ["FAMILIES", "Count", "Family", "Metrics", "Spread", "counts", "flights", "spreads"]
@@ -109,16 +111,27 @@ class Count(msgspec.Struct):
 
 
 class Spread(msgspec.Struct):
-    """A histogram: how many values were in each bucket (the last is infinite), and their sum."""
+    """A histogram: how many values were in each bucket (the last is infinite), and their sum.
+
+    The sum is kept in millionths: whole numbers come to the same in whatever order they are added.
+    """
 
     name: str
     a: str
     counts: list[int]
-    sum: float = 0.0
+    millionths: int = 0
+
+    @property
+    def sum(self) -> float:
+        """The sum in the unit of the metric."""
+        return self.millionths / 1e6
 
 
 class Flight(msgspec.Struct):
-    """A request that has not ended. Times are ns; ``offset`` is ms, as in `TokensGenerated`."""
+    """A request that has not ended. Times are ns.
+
+    ``offset`` is of the last token of ``epoch``, in ms as in `TokensGenerated`; None if not known.
+    """
 
     id: str
     stream: str
@@ -129,7 +142,7 @@ class Flight(msgspec.Struct):
     running: bool = False
     epoch: int = 0
     last: int | None = None
-    offset: float = 0.0
+    offset: float | None = None
     output: int = 0
     preempted: int = 0
 
@@ -161,25 +174,14 @@ def _spread(rows: Rows, name: str, a: str) -> Spread:
 def _observe(rows: Rows, name: str, a: str, value: float) -> None:
     row = _spread(rows, name, a)
     row.counts[bisect_left(FAMILIES[name].bounds, value)] += 1
-    row.sum += value
-
-
-def _gaps(spread: Spread, before: float, offsets: list[float]) -> None:
-    """Count the times between tokens that came at these offsets (ms) after one ``before``."""
-    if not offsets:
-        return
-    spread.sum += max(0.0, offsets[-1] - before) / 1e3
-    counts = spread.counts
-    for offset in offsets:
-        counts[bisect_left(_BETWEEN_MS, offset - before)] += 1
-        before = offset
+    row.millionths += round(value * 1e6)
 
 
 class Metrics(Projection):
     """Counters and histograms. What is under way has a row of its own until it ends."""
 
     name = "metrics"
-    version = 1
+    version = 2
     tables = (COUNT, SPREAD, FLIGHT)
 
     # ------------------------------------------------------------------------- requests
@@ -238,37 +240,54 @@ class Metrics(Projection):
         if row is not None:
             row.running = True
 
-    @handles(c.TokensGenerated)
-    def tokens(self, rows: Rows, event: Event, data: c.TokensGenerated) -> None:
+    @handles(Burst)
+    def tokens(self, rows: Rows, event: Event, burst: Burst) -> None:
         """Most events are these, so this one minds the microseconds."""
-        row = rows.edit(FLIGHT, data.request)
-        number = len(data.tokens)
-        if row is None or row.stream != event.stream or data.index < row.output or not number:
+        row = rows.edit(FLIGHT, burst.request)
+        if row is None or row.stream != event.stream:
             return
-        model, offsets = row.model, data.offsets
-        count = rows.edit(COUNT, "generation_tokens", model, "")
-        if count is None:
-            count = rows.add(COUNT, Count("generation_tokens", model, ""))
-        count.value += number
-        spread = _spread(rows, "inter_token_latency_seconds", model)
-        if row.last is None or data.epoch != row.epoch:
-            self._first(rows, event, row, spread)
-            before = offsets[0] if offsets else 0.0
-            _gaps(spread, before, offsets[1:])
-        else:
-            _gaps(spread, row.offset, offsets)
-        row.output, row.last, row.epoch = data.index + number, event.time, data.epoch
-        row.offset = offsets[-1] if offsets else 0.0
+        number, output = 0, row.output
+        offsets = [] if row.offset is None else [row.offset]
+        for each, data in zip(burst.events, burst.batches, strict=True):
+            if data.index < output or not data.tokens:
+                continue
+            if data.epoch != row.epoch or row.last is None:
+                self._between(rows, row, offsets)
+                self._first(rows, each, row)
+                row.epoch, offsets = data.epoch, []
+            offsets += data.offsets
+            number += len(data.tokens)
+            output, row.last = data.index + len(data.tokens), each.time
+        if number:
+            row.output = output
+            _add(rows, "generation_tokens", row.model, by=number)
+            self._between(rows, row, offsets)
 
-    def _first(self, rows: Rows, event: Event, row: Flight, spread: Spread) -> None:
+    def _between(self, rows: Rows, row: Flight, offsets: list[float]) -> None:
+        """Count the times between tokens that came at these offsets (ms), each after the other."""
+        row.offset = offsets[-1] if offsets else None
+        if len(offsets) < 2:
+            return
+        spread = _spread(rows, "inter_token_latency_seconds", row.model)
+        spread.millionths += round(offsets[-1] * 1e3) - round(offsets[0] * 1e3)
+        gaps = sorted(map(sub, offsets[1:], offsets))
+        counts, done = spread.counts, 0
+        for at, bound in enumerate(_BETWEEN_MS):
+            upto = bisect_right(gaps, bound, done)
+            counts[at] += upto - done
+            done = upto
+            if done == len(gaps):
+                return
+        counts[-1] += len(gaps) - done
+
+    def _first(self, rows: Rows, event: Event, row: Flight) -> None:
         """Count the time before the first token of a request, or of a worker that goes on."""
         if row.last is None:
             seconds = max(0, event.time - row.queued) / 1e9
             _observe(rows, "time_to_first_token_seconds", row.model, seconds)
-            return
-        gap = max(0, event.time - row.last) / 1e9
-        spread.counts[bisect_left(_BETWEEN, gap)] += 1
-        spread.sum += gap
+        else:
+            gap = max(0, event.time - row.last) / 1e9
+            _observe(rows, "inter_token_latency_seconds", row.model, gap)
 
     @handles(c.RequestFinished)
     def finished(self, rows: Rows, event: Event, data: c.RequestFinished) -> None:

@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
-from app.events.catalogue import Payload, event_type
+from app.events.catalogue import Payload
 from app.events.envelope import Event
+from app.projections.reading import Burst, type_name
 from app.projections.rows import Pieces, Rows, Table
 
 __all__ = ["Projection", "handles"]
@@ -21,8 +22,12 @@ __all__ = ["Projection", "handles"]
 M = TypeVar("M", bound=Callable[..., None])
 
 
-def handles(*payloads: type[Payload]) -> Callable[[M], M]:
-    """Mark a method ``(self, rows, event, payload)`` as the fold of some payload types."""
+def handles(*payloads: type[Payload | Burst]) -> Callable[[M], M]:
+    """Mark a method ``(self, rows, event, payload)`` as the fold of some payload types.
+
+    Batches of tokens come as a `Burst`, with the first of its events; folding it must come to the
+    same as folding one event after the other, whatever happens in other streams meanwhile.
+    """
 
     def mark(method: M) -> M:
         method._handles = payloads  # type: ignore[attr-defined]
@@ -61,10 +66,13 @@ class Projection:
         self.folds: dict[type[Any], Callable[[Rows, Event, Any], None]] = {
             payload: getattr(self, name) for payload, name in self._methods.items()
         }
-        self.types = frozenset(event_type(payload).type for payload in self.folds)
+        self.types = frozenset(map(type_name, self.folds))
 
     def each(self, rows: Rows, event: Event) -> bool:
-        """Fold what all events have in common, if ``every``; False: nothing else of this one."""
+        """Fold what all events have in common, if ``every``; False: nothing else of this one.
+
+        Of a burst it sees the first event only.
+        """
         return True
 
     def prefix(self, generation: int) -> str:

@@ -22,8 +22,9 @@ from app.events.ids import uuid7
 from app.events.store import EventStore
 from app.projections import ledger
 from app.projections.database import Connection, Trouble, Where, is_postgres
-from app.projections.folding import Refused, fold, read
+from app.projections.folding import Refused, fold
 from app.projections.projection import Projection
+from app.projections.reading import read
 from app.projections.rows import Rows
 from app.projections.threads import in_thread
 
@@ -200,10 +201,10 @@ class _Filler:
 
     def fold(self, events: Sequence[Event]) -> None:
         """Fold a batch in memory."""
-        payloads = read(events, self._types, strict=True)
+        items = read(events, self._types, strict=True)
         for projection, rows in zip(self._projections, self._rows, strict=True):
             try:
-                fold(projection, rows, events, payloads)
+                fold(projection, rows, items)
             except Refused as refused:
                 raise EverlogError(
                     f"{projection.name} cannot be rebuilt: {refused}: {refused.__cause__}",

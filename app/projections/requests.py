@@ -10,6 +10,7 @@ from app.events import catalogue as c
 from app.events.envelope import Event, thread_of
 from app.events.lifecycle import advance
 from app.projections.projection import Projection, handles
+from app.projections.reading import Burst
 from app.projections.rows import Rows, Table
 
 __all__ = ["REQUEST", "RequestRow", "Requests"]
@@ -122,14 +123,19 @@ class Requests(Projection):
         if row is not None:
             row.worker, row.abandoned = None, row.abandoned + 1
 
-    @handles(c.TokensGenerated)
-    def tokens(self, rows: Rows, event: Event, data: c.TokensGenerated) -> None:
-        row = self._advance(rows, event, data.request)
-        if row is None or data.batch < row.batches:
+    @handles(Burst)
+    def tokens(self, rows: Rows, event: Event, burst: Burst) -> None:
+        row = self._advance(rows, event, burst.request)
+        if row is None:
             return
-        row.batches = data.batch + 1
-        row.completion_tokens += len(data.tokens)
-        row.first_token = row.first_token or event.time
+        batches, number = row.batches, 0
+        for each, data in zip(burst.events, burst.batches, strict=True):
+            if data.batch >= batches:
+                batches = data.batch + 1
+                number += len(data.tokens)
+                row.first_token = row.first_token or each.time
+        row.batches = batches
+        row.completion_tokens += number
 
     @handles(c.RequestFinished, c.RequestFailed, c.RequestCancelled)
     def ended(self, rows: Rows, event: Event, data: Any) -> None:

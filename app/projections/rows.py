@@ -7,9 +7,10 @@ about one row cost one statement. The fold stays pure, and the bulk path is the 
 
 from __future__ import annotations
 
+import operator
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
@@ -62,16 +63,15 @@ class Table(Generic[R]):
         self.json = tuple(i for i, c in enumerate(self.columns) if self.kinds[c] is None)
         self.decoders = {i: msgspec.json.Decoder(hints[self.columns[i]]) for i in self.json}
         self.bools = tuple(i for i, c in enumerate(self.columns) if hints[c] is bool)
+        get = operator.attrgetter(*key)
+        #: The key of a row.
+        self.key_of: Callable[[R], Key] = get if len(key) > 1 else lambda row: (get(row),)
         update = ", ".join(f'"{c}" = excluded."{c}"' for c in self.columns if c not in key)
         self.replace = f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {update}"
 
     def indexes(self, prefix: str) -> list[str]:
         """Statements that create the indexes of one generation."""
         return [statement.replace("{p}", prefix) for statement in self.also]
-
-    def key_of(self, row: R) -> Key:
-        """The key of a row."""
-        return tuple(getattr(row, column) for column in self.key)
 
     def pack(self, row: R) -> tuple[Any, ...]:
         """A row as databases store it."""
@@ -217,9 +217,10 @@ class Rows:
             known.pop(key, None)
         store.removed[key] = None
 
-    def add_piece(self, stream: str, id: str, seq: int, text: str) -> None:
-        """Add text at the end of a growing text."""
-        self._pieces.setdefault((stream, id), []).append((seq, text))
+    def add_pieces(self, stream: str, id: str, pieces: list[tuple[int, str]]) -> None:
+        """Add text at the end of a growing text: positions in the log, and what came there."""
+        if pieces:
+            self._pieces.setdefault((stream, id), []).extend(pieces)
 
     def join_pieces(self, stream: str, id: str) -> str:
         """The growing text so far."""

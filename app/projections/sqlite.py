@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Collection, Iterator, Sequence
+from itertools import chain
 from typing import Any, TypeVar
 
 import msgspec
@@ -25,6 +26,9 @@ R = TypeVar("R", bound=msgspec.Struct)
 
 APPLICATION = 0x45564C56
 BUSY_SECONDS = 30.0
+
+ROWS = (64, 8, 1)
+"""Rows a statement inserts: full-text indexes write after each statement, not each row."""
 
 _TYPES = {int: "INTEGER", bool: "INTEGER", str: "TEXT", float: "REAL", None: "TEXT"}
 
@@ -190,9 +194,18 @@ class SqliteConnection(Connection):
         return self._sql.setdefault((table, prefix), sql)
 
     def upsert(self, table: Table[R], prefix: str, rows: Collection[R]) -> None:
-        values = ", ".join("?" * len(table.columns))
-        sql = f"INSERT INTO {prefix}{table.name} ({table.names}) VALUES ({values}) {table.replace}"
-        self._many(sql, [table.pack(row) for row in rows])
+        packed, start = [table.pack(row) for row in rows], 0
+        for size in ROWS:
+            while len(packed) - start >= size:
+                sql = self._sql.get((table, prefix, size)) or self._insert(table, prefix, size)
+                self.run(sql, *chain.from_iterable(packed[start : start + size]))
+                start += size
+
+    def _insert(self, table: Table[Any], prefix: str, rows: int) -> str:
+        row = f"({', '.join('?' * len(table.columns))})"
+        values = ", ".join([row] * rows)
+        sql = f"INSERT INTO {prefix}{table.name} ({table.names}) VALUES {values} {table.replace}"
+        return self._sql.setdefault((table, prefix, rows), sql)
 
     def delete(
         self, table: Table[Any], prefix: str, columns: tuple[str, ...], keys: Collection[Key]

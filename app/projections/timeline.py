@@ -17,6 +17,7 @@ from app.events.envelope import Event
 from app.events.lifecycle import TERMINAL, advance
 from app.projections.fold import LEFT_OPEN, MESSAGE_AFTER
 from app.projections.projection import Projection, handles
+from app.projections.reading import Burst
 from app.projections.rows import Rows, Table
 
 __all__ = ["SPAN", "Timeline"]
@@ -231,18 +232,19 @@ class Timeline(Projection):
             }
         self._next_phase(rows, event, span, PHASE[event.type])
 
-    @handles(c.TokensGenerated)
-    def tokens(self, rows: Rows, event: Event, data: c.TokensGenerated) -> None:
-        span = self._advance(rows, event, data.request)
+    @handles(Burst)
+    def tokens(self, rows: Rows, event: Event, burst: Burst) -> None:
+        span = self._advance(rows, event, burst.request)
         if span is None:
             return
         phase = rows.edit(SPAN, event.stream, "phase", f"{span.id}:{span.phase}")
         if phase is not None and phase.name == "prefill":
             self._next_phase(rows, event, span, "decode")
             phase = rows.edit(SPAN, event.stream, "phase", f"{span.id}:{span.phase}")
+        number = sum([len(data.tokens) for data in burst.batches])
         if phase is not None:
-            phase.tokens += len(data.tokens)
-        span.tokens += len(data.tokens)
+            phase.tokens += number
+        span.tokens += number
         if span.first is not None:
             return
         span.first = event.time

@@ -22,6 +22,7 @@ from app.projections import ledger
 from app.projections.database import Where, connect
 from app.projections.folding import fold
 from app.projections.metrics import COUNT, FAMILIES, FLIGHT, SPREAD, Metrics, counts, spreads
+from app.projections.reading import read
 from app.projections.rows import Rows
 from app.projections.views import Views
 from tests.projections.histories import History, histories, write
@@ -41,7 +42,7 @@ class Metered:
         prefix = projection.prefix(1)
         rows = Rows(self.connection, prefix, projection.tables, None, fresh=True)
         for at, event in enumerate(events):
-            fold(projection, rows, [event], [decode(event)])
+            fold(projection, rows, read([event], projection.types))
             if at % cuts == 0 or at == len(events) - 1:
                 rows.flush()
                 rows.forget()
@@ -254,7 +255,7 @@ def test_removed_rows_are_gone_for_good(tmp_path: Path) -> None:
     rows = Rows(connection, projection.prefix(1), projection.tables, None, fresh=True)
     for keep in (False, True):
         for event in story().events[:1]:
-            fold(projection, rows, [event], [decode(event)])
+            fold(projection, rows, read([event], projection.types))
         if keep:
             rows.flush()
         rows.remove(FLIGHT, "q")
@@ -263,7 +264,7 @@ def test_removed_rows_are_gone_for_good(tmp_path: Path) -> None:
         assert rows.get(FLIGHT, "q") is None and not rows.changed
         assert connection.all("SELECT id FROM metrics_1_flight") == []
     rows.remove(FLIGHT, "q")
-    fold(projection, rows, story().events[:1], [decode(story().events[0])])
+    fold(projection, rows, read(story().events[:1], projection.types))
     rows.flush()
     assert connection.all("SELECT id FROM metrics_1_flight") == [("q",)]
     connection.close()

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.events import catalogue as c
-from app.events.codec import decode
 from app.events.memory import MemoryStore
 from app.projections import ledger
 from app.projections.database import Where, connect
 from app.projections.folding import fold
+from app.projections.reading import read
 from app.projections.rows import Rows
 from app.projections.state import ThreadState, apply, empty
 from app.projections.views import Span, Views, named
@@ -38,7 +38,7 @@ class Folded:
             folds.append((projection, rows))
         for at, event in enumerate(log.events):
             for projection, rows in folds:
-                fold(projection, rows, [event], [decode(event)])
+                fold(projection, rows, read([event], projection.types))
                 if at in cuts or at == len(log.events) - 1:
                     rows.flush()
                     rows.forget()
