@@ -13,6 +13,7 @@ NAMES = (
     "streaming",
     "memory",
     "served",
+    "prefix",
     "engine",
     "nodes",
 )

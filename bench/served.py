@@ -1,4 +1,4 @@
-"""Served: the engine through log and socket, beside the bare core with the same requests."""
+"""Served: the engine over WebSocket and over HTTP, beside the bare core with the same requests."""
 
 from __future__ import annotations
 
@@ -6,25 +6,23 @@ import asyncio
 import statistics
 import tempfile
 import time
+from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import uvloop
-from websockets.asyncio.client import ClientConnection
 
-from app.config import ChatConfig
-from app.engine.frames import Add, CoreConfig, Failed, Step
+from app.engine.frames import CoreConfig
 from app.engine.hub import resolve
 from app.engine.supervisor import CoreProcess
-from app.events.catalogue import ChatMessage, SamplingParams
 from app.events.ids import uuid7
+from bench.ask import bare, over_http, over_socket
 from bench.harness import client, everlog
 from bench.report import Goal, Report
 
 MODEL = "smollm2-135m-instruct"
-CONCURRENCY = (1, 8, 32)
+CONCURRENCY = (1, 8, 64)
 OUTPUT = 128
 ROUNDS = 3
 PARAMS: dict[str, Any] = {"temperature": 0.0, "max_tokens": OUTPUT, "ignore_eos": True, "seed": 0}
@@ -35,110 +33,80 @@ def main(arguments: list[str] | None = None) -> None:
     rows, goals = uvloop.run(_run())
     Report(
         name="served",
-        title=f"Served: {MODEL} through log and socket, beside the bare core",
+        title=f"Served: {MODEL} through the log, beside the bare core",
         columns=[
             "clients",
-            "served tokens/s",
             "bare core tokens/s",
-            "served / bare",
-            "served TTFT p50 ms",
+            "WebSocket tokens/s",
+            "WebSocket / bare",
+            "its TTFT p50 ms",
+            "HTTP tokens/s",
+            "HTTP / bare",
+            "its TTFT p50 ms",
         ],
         rows=rows,
         goals=goals,
         notes=[
             f"Each client asks one question and gets {OUTPUT} tokens, greedy; the clock runs from "
-            "the first question to the last token. The two take turns; medians of "
+            "the first question to the last token. The three take turns; medians of "
             f"{ROUNDS} rounds after one to warm up. The prefix cache is off and every question is "
             "another, so nothing is computed once only. Bare: the same prompts as frames to a "
-            "core process of its own, without log or server. Clients, server and core share the "
-            "machine's cores.",
+            "core process of its own, without log or server. WebSocket: a conversation of its own "
+            "for each question. HTTP: /v1/chat/completions, streamed. Clients, server and core "
+            "share the machine's cores.",
         ],
     ).publish()
 
 
 async def _run() -> tuple[list[list[Any]], list[Goal]]:
-    rows, goals = [], []
+    rows: list[list[Any]] = []
+    goals = []
     config = CoreConfig(model=str(resolve(MODEL)), prefix_cache=False)
     settings = {"EVERLOG_ENGINE__PREFIX_CACHE": "false", "EVERLOG_ENGINE__MODEL": MODEL}
     with tempfile.TemporaryDirectory() as folder, everlog(Path(folder), settings) as (port, _):
         core = await CoreProcess.launch(config)
         for count in CONCURRENCY:
-            bare, served, first = await _compare(core, f"ws://127.0.0.1:{port}/ws", count)
-            ratio = statistics.median(served) / statistics.median(bare)
-            rows.append(
-                [
-                    count,
-                    statistics.median(served),
-                    statistics.median(bare),
-                    ratio,
-                    statistics.median(first) * 1e3,
-                ]
-            )
-            goals.append(Goal(f"served / bare with {count} clients", ratio, 0.9))
+            turns = await _compare(core, port, count)
+            speeds = [statistics.median(speed for speed, _ in way) for way in turns]
+            row: list[Any] = [count, speeds[0]]
+            for name, speed, way in zip(("WebSocket", "HTTP"), speeds[1:], turns[1:], strict=True):
+                first = statistics.median(time for _, times in way for time in times)
+                row += [speed, speed / speeds[0], first * 1e3]
+                goals.append(Goal(f"{name} / bare with {count} clients", speed / speeds[0], 0.9))
+            rows.append(row)
         await core.stop()
     return rows, goals
 
 
-async def _compare(
-    core: CoreProcess, url: str, count: int
-) -> tuple[list[float], list[float], list[float]]:
-    """Take turns; returns tokens a second of both, and the served TTFTs in seconds."""
-    bare, served, first = [], [], []
+Turn = tuple[float, list[float]]
+"""Tokens a second, and the times to first token in seconds."""
+
+
+async def _compare(core: CoreProcess, port: int, count: int) -> list[list[Turn]]:
+    """Take turns: the bare core, WebSocket, HTTP."""
+    turns: list[list[Turn]] = [[], [], []]
     async with AsyncExitStack() as stack:
+        url = f"ws://127.0.0.1:{port}/ws"
         clients = [await stack.enter_async_context(client(url)) for _ in range(count)]
         for turn in range(ROUNDS + 1):
             questions = [f"Tell me about the number {uuid7()[-6:]}." for _ in clients]
-            one = count * OUTPUT / await _bare(core, questions)
-            start = time.perf_counter()
-            pairs = zip(clients, questions, strict=True)
-            times = await asyncio.gather(*(_ask(who, what) for who, what in pairs))
-            other = count * OUTPUT / (time.perf_counter() - start)
+            results = [
+                (count * OUTPUT / await bare(core, questions, PARAMS), []),
+                await _together(
+                    [over_socket(*pair, PARAMS) for pair in zip(clients, questions, strict=True)]
+                ),
+                await _together([over_http(port, MODEL, text, PARAMS) for text in questions]),
+            ]
             if turn:
-                bare.append(one)
-                served.append(other)
-                first += times
-    return bare, served, first
+                for way, result in zip(turns, results, strict=True):
+                    way.append(result)
+    return turns
 
 
-async def _bare(core: CoreProcess, questions: list[str]) -> float:
-    """Have the core answer all questions; returns the seconds it took."""
-    open_requests = set()
+async def _together(asked: Sequence[Coroutine[Any, Any, float]]) -> Turn:
     start = time.perf_counter()
-    for question in questions:
-        request = uuid7()
-        open_requests.add(request)
-        messages = [
-            ChatMessage(role="system", content=ChatConfig().system_prompt),
-            ChatMessage(role="user", content=question),
-        ]
-        core.send(Add(request=request, params=SamplingParams(**PARAMS), messages=messages))
-    while open_requests:
-        for frame in await core.receive():
-            if isinstance(frame, Failed):
-                raise RuntimeError(frame.message)
-            if isinstance(frame, Step):
-                open_requests -= {output.request for output in frame.outputs if output.reason}
-    return time.perf_counter() - start
-
-
-async def _ask(who: ClientConnection, question: str) -> float:
-    """Ask over the socket and read to the end; returns the time to first token in seconds."""
-    thread = uuid7()
-    await who.send(msgspec.json.encode({"t": "open", "thread": thread}), text=True)
-    post = {"t": "post", "id": uuid7(), "thread": thread, "content": question, "params": PARAMS}
-    start = time.perf_counter()
-    first = 0.0
-    await who.send(msgspec.json.encode(post), text=True)
-    while True:
-        frame = await who.recv(decode=False)
-        if not first and b'"tokens.generated"' in frame:
-            first = time.perf_counter() - start
-        if b'"request.finished"' in frame:
-            break
-        if b'"request.failed"' in frame:
-            raise RuntimeError(frame.decode())
-    await who.send(msgspec.json.encode({"t": "close", "thread": thread}), text=True)
-    return first
+    times = await asyncio.gather(*asked)
+    return len(times) * OUTPUT / (time.perf_counter() - start), times
 
 
 if __name__ == "__main__":
