@@ -45,7 +45,7 @@ browser:
 	@sh tests/browser.sh
 
 test: $(TEST_STAMP) install browser ## Install what is needed and run every test (ARGS="-k name" narrows)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 torture: $(TEST_STAMP) install ## Kill, freeze, cut, crash under load, for long (ROUNDS=20; SEED=n repeats one)
 	@TORTURE_ROUNDS=$(ROUNDS) TORTURE_SEED=$(SEED) $(BIN)/python -m pytest -s tests/crash $(ARGS)

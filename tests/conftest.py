@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # A shell that starts the tests in the background makes them ignore SIGINT, and so would the
 # commands that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+_FIRST = ("crash", "cli", "engine", "e2e")
+"""Folders with the longest files: begun last, one of them would keep the others' run waiting."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where files are shared out among processes, the longest go first."""
+    folders = dict(zip(_FIRST, range(-len(_FIRST), 0), strict=True))
+    root = Path(__file__).parent
+    items.sort(key=lambda item: folders.get(item.path.relative_to(root).parts[0], 0))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from app.events.ids import uuid7
 from app.transport.client import Client
 from tests.crash.checks import check_log
-from tests.crash.watcher import Watcher
+from tests.crash.watcher import TERMINAL, Watcher
 from tests.support.server import Server, running
 
 pytestmark = [pytest.mark.crash, pytest.mark.model, pytest.mark.timeout(300)]
@@ -39,6 +39,7 @@ async def answers(server: Server, disturb: Disturb | None) -> tuple[list[str], l
             await disturb(server, watchers)
         for watcher in watchers:
             await watcher.until(1, *ENDED)
+            await watcher.until(1, *TERMINAL)
         for follower in followers:
             follower.cancel()
         await asyncio.gather(*followers, return_exceptions=True)
