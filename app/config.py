@@ -18,6 +18,7 @@ __all__ = [
     "ObjectsConfig",
     "ServerConfig",
     "StreamConfig",
+    "TelemetryConfig",
 ]
 
 
@@ -190,6 +191,17 @@ class ArchiveConfig(_Section, frozen=True, kw_only=True):
     ] = 64 << 20
 
 
+class TelemetryConfig(_Section, frozen=True, kw_only=True):
+    """Spans for OpenTelemetry. Headers and the service's name: by the usual OTEL_* variables."""
+
+    endpoint: Annotated[
+        str, _doc("URL of a receiver of OTLP over HTTP, such as http://localhost:4318; empty: off.")
+    ] = ""
+    content: Annotated[
+        bool, _doc("Whether spans hold what was said: prompts, answers, inputs and outputs.")
+    ] = False
+
+
 class Config(_Section, frozen=True, kw_only=True):
     """All settings."""
 
@@ -202,3 +214,4 @@ class Config(_Section, frozen=True, kw_only=True):
     log: LogConfig = LogConfig()
     objects: ObjectsConfig = ObjectsConfig()
     archive: ArchiveConfig = ArchiveConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()

@@ -39,6 +39,9 @@ from app.events.store import EventStore
 from app.events.url import parse_url
 from app.projections.place import views_place
 from app.projections.views import Views
+from app.telemetry.follower import Telemetry
+from app.telemetry.otlp import Exporter
+from app.telemetry.place import Keeper
 from app.transport.control import Control, announced
 from app.transport.http import application
 from app.transport.lifecycle import cause, signals
@@ -207,6 +210,8 @@ async def _start(service: Service, group: TaskGroup, watched: Path | None) -> No
     every, seconds = service.config.log.seal_every, service.config.log.seal_seconds
     group.start_soon(Sealer(service.store, every=every, seconds=seconds).run)
     group.start_soon(Archiver(service.store, service.config.archive).run)
+    if service.config.telemetry.endpoint:
+        await group.start(_telemetry(service).run)
     group.start_soon(service.hint)
     await group.start(service.runtime.run)
     group.start_soon(service.watch_workers)
@@ -227,6 +232,19 @@ async def _start(service: Service, group: TaskGroup, watched: Path | None) -> No
     group.start_soon(give_up)
     await settled.wait()
     return None
+
+
+def _telemetry(service: Service) -> Telemetry:
+    """What exports the spans of the log.
+
+    Raises:
+        StartupError: It is not installed, or its endpoint is no URL.
+
+    """
+    config = service.config.telemetry
+    exporter = Exporter(config.endpoint, node=service.runtime.presence.name)
+    keeper = Keeper(views_place(service.database))
+    return Telemetry(service.store, keeper, exporter, content=config.content)
 
 
 async def _drain(service: Service) -> None:

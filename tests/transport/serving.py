@@ -13,7 +13,14 @@ from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
 
-from app.config import ApiConfig, Config, DatabaseConfig, EngineConfig, ServerConfig
+from app.config import (
+    ApiConfig,
+    Config,
+    DatabaseConfig,
+    EngineConfig,
+    ServerConfig,
+    TelemetryConfig,
+)
 from app.transport.server import Service, serve
 
 #: A chat without a model. What it does depends on what it is told.
@@ -51,6 +58,7 @@ async def serving(
     watch: bool = False,
     api: ApiConfig | None = None,
     database: str | None = None,
+    telemetry: TelemetryConfig | None = None,
     **server: Any,
 ) -> AsyncIterator[Service]:
     """Run the service on a free port, by default with a SQLite log; drains at the end."""
@@ -60,6 +68,7 @@ async def serving(
         database=DatabaseConfig(url=url, synchronous="normal"),
         engine=EngineConfig(enabled=False),
         api=api or ApiConfig(),
+        telemetry=telemetry or TelemetryConfig(),
     )
     ready: asyncio.Future[Service] = asyncio.get_running_loop().create_future()
     running = asyncio.create_task(

@@ -1,0 +1,1 @@
+"""Spans for OpenTelemetry, made of the log: runs, their steps, and the requests of both."""
