@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
 
 from app.engine.logprobs import logprobs
+from app.engine.masks import Bits, spread
 from app.engine.processors import Processor, Processors
 from app.engine.sampler import Sampler, too_short
 from app.engine.sampling import TokenLogprobs
 from app.engine.sequence import Draw, Sequence, Work
-from app.engine.structured import Guide, Guides, Mask
+from app.engine.structured import Guide, Guides
 from app.engine.tokenizer import Tokenizer
 
 __all__ = ["Drawer"]
@@ -33,6 +35,19 @@ class Drawer:
         self._guides = Guides(tokenizer, vocab)
         self._processors = Processors(tokenizer)
         self._prompts: dict[str, list[TokenLogprobs | None]] = {}
+        self._aside = ThreadPoolExecutor(1, "everlog-forms")
+        self._looking: Future[None] | None = None
+
+    def foresee(self, works: Seq[Work]) -> None:
+        """Begin, beside the model, what can be known of the next draw before its logits are.
+
+        Args:
+            works: Those of the next `verify`. Until then nothing else may be asked for.
+
+        """
+        formed = [w.sequence for w in works if w.samples and w.sequence.params.structured]
+        if formed:
+            self._looking = self._aside.submit(self._guides.look, formed)
 
     def prepare(self, sequence: Sequence) -> None:
         """Make ready what a sequence needs.
@@ -70,6 +85,9 @@ class Drawer:
 
     def draw(self, logits: torch.Tensor, sequences: Seq[Sequence]) -> list[Draw]:
         """What follows each sequence, by its row of logits ``[R, vocab]``, left as they are."""
+        if self._looking is not None:
+            looking, self._looking = self._looking, None
+            looking.result()
         done: dict[int, Draw] = {}
         hooks: dict[int, _Hook] = {}
         for row, sequence in enumerate(sequences):
@@ -79,7 +97,13 @@ class Drawer:
                     done[row] = made
                 else:
                     hooks[row] = made
-        tokens = self._sampler.sample(logits, sequences, hooks)
+        plugins = {row: hook for row, hook in hooks.items() if hook.has_plugins}
+        masks = {
+            row: hook.mask
+            for row, hook in hooks.items()
+            if hook.mask is not None and row not in plugins
+        }
+        tokens = self._sampler.sample(logits, sequences, plugins, masks)
         scored = self._scored(logits, sequences, tokens)
         draws = []
         for row, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
@@ -135,7 +159,7 @@ class Drawer:
         if jumps and guide.error is None and (forced := guide.forced()):
             return Draw(forced)
         if guide.error is None:
-            mask = guide.mask(without=self._not_yet(sequence))
+            mask = guide.allowed(without=self._not_yet(sequence))
             if guide.error is None:
                 return _Hook(sequence, processors, mask, guide if jumps else None)
         return Draw([], error=guide.error)
@@ -182,18 +206,26 @@ def _joined(known: Draw | None, draw: Draw) -> Draw:
 
 
 class _Hook:
-    """Plugins, then the mask, on a row of scores; afterwards what comes of the drawn token."""
+    """Plugins, then the mask, on a row of scores; afterwards what comes of the drawn token.
+
+    Without plugins the mask is left to the sampler.
+    """
 
     def __init__(
         self,
         sequence: Sequence,
         processors: Seq[tuple[str, Processor]],
-        mask: Mask | None = None,
+        mask: Bits | None = None,
         guide: Guide | None = None,
     ) -> None:
         self._sequence, self._processors = sequence, processors
-        self._mask, self._guide = mask, guide
+        self.mask, self._guide = mask, guide
         self._error: str | None = None
+
+    @property
+    def has_plugins(self) -> bool:
+        """Whether it changes scores."""
+        return bool(self._processors)
 
     def __call__(self, scores: torch.Tensor) -> None:
         length = self._sequence.prompt_len
@@ -204,10 +236,10 @@ class _Hook:
             except Exception as error:  # it is code of others; nobody else's request fails
                 self._error = f"logits processor {name}: {type(error).__name__}: {error}"
                 return
-        if self._mask is not None:
-            forbidden = torch.from_numpy(~self._mask).to(scores.device)
-            scores.masked_fill_(forbidden, -torch.inf)
-        if self._processors and not torch.isfinite(scores.max()):
+        if self.mask is not None:
+            allowed = spread([self.mask], len(scores))[0].to(scores.device)
+            scores.masked_fill_(~allowed, -torch.inf)
+        if not torch.isfinite(scores.max()):
             self._error = "its logits processors leave no token to choose"
 
     def draw(self, token: int) -> Draw:

@@ -158,6 +158,7 @@ class ModelRunner:
         """
         if not works:
             return []
+        self._drawer.foresee(works)
         logits, order, prompts = self._forward(works)
         result: list[Draw | None] = [self._pooler.draw(work) for work in works]
         if logits is None:

@@ -19,6 +19,7 @@ from collections.abc import Sequence as Seq
 import numpy as np
 import torch
 
+from app.engine.masks import Bits, has, members, spread
 from app.engine.philox import uniform
 from app.engine.sampling import SamplingParams
 from app.engine.sequence import Sequence
@@ -48,6 +49,7 @@ class Sampler:
         logits: torch.Tensor,
         sequences: Seq[Sequence],
         hooks: Mapping[int, Hook] | None = None,
+        masks: Mapping[int, Bits] | None = None,
     ) -> list[int]:
         """Token ids for rows ``[R, vocab]`` of logits, any float type, left as they are.
 
@@ -55,18 +57,21 @@ class Sampler:
             logits: One row for each sequence.
             sequences: Whose next tokens are drawn.
             hooks: Called for some rows, by their indices.
+            masks: The tokens that some rows choose from.
 
         """
-        hooks = hooks or {}
+        hooks, masks = hooks or {}, masks or {}
         rows = [i for i, s in enumerate(sequences) if i in hooks or not self._plain(s)]
-        if not rows:
-            return _greedy(logits)
-        if len(rows) == len(sequences):
-            return self._general(logits.to(torch.float32, copy=True), sequences, hooks)
+        if rows and len(rows) == len(sequences):
+            return self._general(logits.to(torch.float32, copy=True), sequences, hooks, masks)
         tokens = _greedy(logits)
+        _choose(tokens, logits, {row: masks[row] for row in masks.keys() - set(rows)})
+        if not rows:
+            return tokens
         chosen = logits[torch.tensor(rows, device=logits.device)].float()
         hooks = {at: hooks[row] for at, row in enumerate(rows) if row in hooks}
-        drawn = self._general(chosen, [sequences[i] for i in rows], hooks)
+        masks = {at: masks[row] for at, row in enumerate(rows) if row in masks}
+        drawn = self._general(chosen, [sequences[i] for i in rows], hooks, masks)
         for row, token in zip(rows, drawn, strict=True):
             tokens[row] = token
         return tokens
@@ -81,12 +86,17 @@ class Sampler:
         return p.temperature == 0 and not changed
 
     def _general(
-        self, scores: torch.Tensor, sequences: Seq[Sequence], hooks: Mapping[int, Hook]
+        self,
+        scores: torch.Tensor,
+        sequences: Seq[Sequence],
+        hooks: Mapping[int, Hook],
+        masks: Mapping[int, Bits],
     ) -> list[int]:
         self._penalize(scores, sequences)
         _bias(scores, sequences)
         for row, hook in hooks.items():
             hook(scores[row])
+        _restrict(scores, masks)
         self._forbid(scores, sequences)
         drawn = [i for i, s in enumerate(sequences) if s.params.temperature > 0]
         if not drawn:
@@ -189,6 +199,30 @@ def _bias(scores: torch.Tensor, sequences: Seq[Sequence]) -> None:
     if rows:
         at = (torch.tensor(rows, device=scores.device), torch.tensor(ids, device=scores.device))
         scores[at] += torch.tensor(values, device=scores.device, dtype=scores.dtype)
+
+
+def _restrict(scores: torch.Tensor, masks: Mapping[int, Bits]) -> None:
+    if not masks:
+        return
+    rows, vocab = list(masks), scores.shape[1]
+    allowed = spread(list(masks.values()), vocab).to(scores.device)
+    if len(rows) == len(scores) and rows == sorted(rows):
+        scores.masked_fill_(~allowed, -torch.inf)
+        return
+    index = torch.tensor(rows, device=scores.device)
+    scores[index] = scores[index].masked_fill_(~allowed, -torch.inf)
+
+
+def _choose(tokens: list[int], logits: torch.Tensor, masks: Mapping[int, Bits]) -> None:
+    """Replace the greedy tokens that masks forbid by the best that they allow.
+
+    The best of all that is allowed is the best allowed; mostly that is so, and nothing is to do.
+    """
+    for row, bits in masks.items():
+        if not has(bits, tokens[row]):
+            allowed = torch.from_numpy(members(bits, logits.shape[1])).to(logits.device)
+            best = int(logits[row].index_select(0, allowed).max(0).indices)
+            tokens[row] = int(allowed[best])
 
 
 def too_short(sequence: Sequence) -> bool:

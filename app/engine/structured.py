@@ -1,7 +1,9 @@
 """Structured output: the form of an answer as a grammar, and which tokens it allows next.
 
 Grammars are llguidance's. A matcher is in a state that depends on the output alone, so preemption,
-chunking and a new core change nothing: it is brought there again by the output's tokens.
+chunking and a new core change nothing: it is brought there again by the output's tokens. What may
+follow depends on the tokens so far alone, so it is computed while the model computes, for all at
+once, in threads of the grammars' library.
 """
 
 from __future__ import annotations
@@ -9,22 +11,28 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Sequence as Seq
-from typing import Any
 
 import msgspec
 import numpy as np
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper, regex_to_lark
+from llguidance import (
+    LLExecutor,
+    LLMatcher,
+    LLParserLimits,
+    LLTokenizer,
+    TokenizerWrapper,
+    regex_to_lark,
+)
 from llguidance.gbnf_to_lark import any_to_lark
+from llguidance.numpy import fill_next_token_bitmask_par
 
 from app.engine import schema
+from app.engine.masks import Bits, less, words
 from app.engine.sampling import Structured
 from app.engine.sequence import Sequence
 from app.engine.tokenizer import Tokenizer
 from app.errors import InputError
 
-__all__ = ["MAX_FORM", "Guide", "Guides", "Mask", "check", "grammar"]
-
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
+__all__ = ["MAX_FORM", "Guide", "Guides", "check", "grammar"]
 
 MAX_FORM = 256 * 1024
 """Bytes of the largest form, as JSON."""
@@ -106,12 +114,13 @@ class Guide:
         self._ends = list(ends)
         self._vocab = vocab
         self._seen = 0  # tokens of the output that the matcher took in
+        self._bits: Bits | None = None  # what may follow them, once that was computed
 
     def follow(self, output: Seq[int]) -> None:
         """Come to where an output ends; it may be shorter than the last one."""
         if self._seen > len(output):
             self._matcher.reset()
-            self.error, self._seen = None, 0
+            self.error, self._seen, self._bits = None, 0, None
         if self.error is None and self._seen < len(output):
             self._take(list(output[self._seen :]))
 
@@ -138,18 +147,33 @@ class Guide:
             found += tokens
         return found if self.error is None else []
 
-    def mask(self, *, without: Seq[int] = ()) -> Mask:
-        """Which tokens may follow, ``[vocab]``; if there is a choice, none of those ``without``."""
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        mask = np.unpackbits(bits, count=self._vocab, bitorder="little").view(np.bool_)
+    def allowed(self, *, without: Seq[int] = ()) -> Bits:
+        """Which tokens may follow; if there is a choice, none of those ``without``."""
+        if self._bits is None:
+            self._bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+            self._judge()
+        return less(self._bits, without, self._vocab) if len(without) else self._bits
+
+    def open(self, *, jumps: bool) -> LLMatcher | None:
+        """Its matcher, if it is not known yet what may follow; not where nothing is to be chosen.
+
+        Args:
+            jumps: Whether tokens without alternative are taken without asking the model.
+
+        """
+        if self.error is not None or self._bits is not None:
+            return None
+        if jumps and (self._matcher.is_stopped() or self._matcher.compute_ff_tokens()):
+            return None
+        return self._matcher
+
+    def tell(self, bits: Bits) -> None:
+        """That was computed by its matcher as what may follow."""
+        self._bits = bits
         self._judge()
-        if len(without):
-            left = mask.copy()
-            left[[token for token in without if token < self._vocab]] = False
-            mask = left if left.any() else mask
-        return mask
 
     def _take(self, tokens: list[int]) -> None:
+        self._bits = None
         taken = self._matcher.try_consume_tokens(tokens)
         self._seen += len(tokens)
         self._judge()
@@ -177,6 +201,7 @@ class Guides:
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
         self._guides: dict[str, Guide] = {}
         self._tokens: LLTokenizer | None = None
+        self._executor: LLExecutor | None = None
         spelled = b"".join(map(tokenizer.token_bytes, tokenizer.encode(_PROBE)))
         self._exact = spelled == _PROBE.encode()
 
@@ -203,6 +228,24 @@ class Guides:
             self._guides[sequence.request] = guide
         guide.follow(sequence.tokens[sequence.prompt_len :])
         return guide
+
+    def look(self, sequences: Seq[Sequence]) -> None:
+        """Compute at once what may follow sequences that have forms."""
+        found: list[tuple[Guide, LLMatcher]] = []
+        for sequence in sequences:
+            guide = self.at(sequence)
+            matcher = guide.open(jumps=self.jumps(sequence))
+            if matcher is not None:
+                found.append((guide, matcher))
+        if not found:
+            return
+        if self._executor is None:
+            self._executor = LLExecutor()
+        bits = np.zeros((len(found), words(self._vocab)), np.int32)
+        matchers = [(matcher, row) for row, (_, matcher) in enumerate(found)]
+        fill_next_token_bitmask_par(self._executor, matchers, bits)
+        for row, (guide, _) in enumerate(found):
+            guide.tell(bits[row].view(np.uint8))
 
     def jumps(self, sequence: Sequence) -> bool:
         """Whether tokens without alternative are taken without asking the model.

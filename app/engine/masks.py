@@ -1,0 +1,45 @@
+"""Sets of tokens as bits: which may follow. One bit a token, the least significant first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["Bits", "has", "less", "members", "spread", "words"]
+
+Bits = np.ndarray[Any, np.dtype[np.uint8]]
+"""``[4 * words(vocab)]``; bits behind the vocabulary mean nothing."""
+
+
+def words(vocab: int) -> int:
+    """How many 32-bit words hold a bit for each token."""
+    return -(-vocab // 32)
+
+
+def has(bits: Bits, token: int) -> bool:
+    """Whether a token is in the set."""
+    return bool(bits[token >> 3] >> (token & 7) & 1)
+
+
+def members(bits: Bits, vocab: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The tokens of a set, ascending."""
+    return np.flatnonzero(np.unpackbits(bits, count=vocab, bitorder="little"))
+
+
+def less(bits: Bits, without: Iterable[int], vocab: int) -> Bits:
+    """A set without some tokens; all of it if none would be left."""
+    left = bits.copy()
+    for token in without:
+        if token < vocab:
+            left[token >> 3] &= ~(1 << (token & 7)) & 0xFF
+    return left if len(members(left, vocab)) else bits
+
+
+def spread(sets: Seq[Bits], vocab: int) -> torch.Tensor:
+    """Bool ``[sets, vocab]``: which tokens are in each set."""
+    rows = np.unpackbits(np.stack(sets), axis=1, count=vocab, bitorder="little")
+    return torch.from_numpy(rows).view(torch.bool)
