@@ -53,9 +53,9 @@ def batch(
     """Run the requests of a file, in OpenAI's format for batches, without a server.
 
     INPUT has a JSON object on each line: custom_id, method, url (/v1/chat/completions,
-    /v1/completions or /v1/responses) and body. Results go to OUTPUT.part, and in the end to
-    OUTPUT. Interrupted or killed, the same command goes on behind the results there are. The exit
-    code is 1 if a line failed; its result says why.
+    /v1/completions, /v1/responses or /v1/embeddings) and body. Results go to OUTPUT.part, and in
+    the end to OUTPUT. Interrupted or killed, the same command goes on behind the results there
+    are. The exit code is 1 if a line failed; its result says why.
     """
     from app.transport.openai.journal import Journal
     from app.transport.openai.offline import Input

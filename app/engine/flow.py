@@ -25,6 +25,7 @@ class Outcome(msgspec.Struct, kw_only=True):
         usage: What it took.
         logprobs: One for each token, if they were asked for.
         prompt: One for each token of the prompt, if they were asked for.
+        embedding: The vector that was asked for instead, as little-endian 32-bit floats.
         error: Why it failed; ``code`` is that of ``request.failed``.
 
     """
@@ -36,6 +37,7 @@ class Outcome(msgspec.Struct, kw_only=True):
     usage: Usage = Usage()
     logprobs: list[TokenLogprobs] = []
     prompt: list[TokenLogprobs | None] = []
+    embedding: bytes = b""
     code: str | None = None
     error: str | None = None
 
@@ -45,6 +47,7 @@ class Outcome(msgspec.Struct, kw_only=True):
         self.tokens += output.tokens
         self.logprobs += output.logprobs or ()
         self.prompt += output.prompt or ()
+        self.embedding += output.embedding or b""
         if output.reason is not None:
             self.reason = output.reason
             self.usage = msgspec.structs.replace(self.usage, completion_tokens=len(self.tokens))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import secrets
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeAlias, cast
@@ -19,7 +20,7 @@ from app.engine.frames import Add, CoreConfig, Ready
 from app.engine.progress import bar
 from app.engine.sampling import SamplingParams, TokenLogprobs, validate
 from app.errors import InputError
-from app.events.catalogue import ChatMessage, Usage
+from app.events.catalogue import ChatMessage, Embedding, Usage
 
 __all__ = ["LLM", "Completion", "Message", "Prompt", "offline_config"]
 
@@ -146,6 +147,51 @@ class LLM:
                 raise InputError("must be a list of messages", field=f"messages[{index}]")
         more = {"tools": tools, "template": dict(template or {})}
         return self._run(given, params, more, progress=progress, strict=strict)
+
+    def embed(
+        self,
+        prompts: str | Sequence[int] | Sequence[str | Sequence[int]],
+        *,
+        dimensions: int | None = None,
+        progress: bool = False,
+    ) -> list[list[float]]:
+        """Make vectors of texts or token ids: pooled hidden states, of length 1.
+
+        Args:
+            prompts: One, or several.
+            dimensions: Cut the vectors to this length, and scale them to length 1 again.
+            progress: Show a bar on the terminal.
+
+        Returns:
+            A vector for each prompt, in their order.
+
+        Raises:
+            InputError: A prompt cannot be read, or there are no vectors so long; says which.
+            CoreDied: The engine's process ended.
+
+        """
+        given, call = _several(prompts), next(self._calls)
+        how = Embedding(dimensions=dimensions)
+        adds = [
+            msgspec.structs.replace(
+                _add(f"{call}.{index}", each, SamplingParams(seed=0), {}, f"prompts[{index}]"),
+                embed=how,
+            )
+            for index, each in enumerate(given)
+        ]
+        found: list[list[float]] = [[] for _ in given]
+        with bar("Reading", len(given)) if progress else _no_bar() as advance:
+            flow = complete(self._child, adds, window=self._window)
+            with contextlib.closing(flow):
+                for done, outcome in enumerate(flow, 1):
+                    index = int(outcome.request.partition(".")[2])
+                    if outcome.error is not None:
+                        why = outcome.error.removeprefix("prompt: ")
+                        raise InputError(why, field=f"prompts[{index}]")
+                    count = len(outcome.embedding) // 4
+                    found[index] = list(struct.unpack(f"<{count}f", outcome.embedding))
+                    advance(done, 0)
+        return found
 
     def close(self) -> None:
         """End the engine's process."""

@@ -33,7 +33,7 @@ Feed = Callable[[int, Payload], Awaitable[None]]
 """Takes the number of a request and what happened to it."""
 
 FOLLOWED = (
-    *("request.started", "tokens.generated"),
+    *("request.started", "tokens.generated", "request.embedded"),
     *("request.finished", "request.failed", "request.cancelled"),
 )
 CANCELLED = "the request was cancelled"

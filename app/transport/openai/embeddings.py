@@ -29,7 +29,6 @@ __all__ = ["MAX_INPUTS", "EmbeddingAnswer", "EmbeddingBody", "EmbeddingCall", "p
 MAX_INPUTS = 2048
 """Most inputs of one HTTP request; OpenAI's."""
 
-_WANTED = (*FOLLOWED, "request.embedded")
 #: What an input is called on its way through the engine.
 _OWN = ("text", "prompt")
 
@@ -124,7 +123,7 @@ class EmbeddingCall(Call):
         """
         numbers = {queued.request: number for number, queued in enumerate(self.queued)}
         async with aclosing(
-            following(self._store, stream=self.stream(0), types=_WANTED)  # type: ignore[type-var]
+            following(self._store, stream=self.stream(0), types=FOLLOWED)  # type: ignore[type-var]
         ) as batches:
             async for events in batches:
                 for event in events:

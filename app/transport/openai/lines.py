@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from app.events.catalogue import RequestQueued
-from app.transport.openai import chat, completions, responses
+from app.transport.openai import chat, completions, embeddings, responses
 from app.transport.openai.errors import ApiError, refusal
 from app.transport.openai.fields import misshapen, parse
 from app.transport.openai.logprobs import Spell
@@ -35,7 +35,7 @@ __all__ = [
     "unread",
 ]
 
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
 """What the lines of a batch may ask for."""
 PRIORITY = -10
 """Lines give way to everybody who waits for an answer."""
@@ -130,7 +130,7 @@ def plan(
     """
     kind = _PLANS[line.url]
     body, _ = parse(line.body, kind.body)
-    if body.stream:
+    if getattr(body, "stream", False):
         raise refusal("stream", "a line of a batch is answered whole, not as a stream")
     name, body.model = choose(body.model)
     said = {"user": body.user or body.safety_identifier, "metadata": body.metadata or None}
@@ -237,8 +237,24 @@ def _response(
     )
 
 
+def _embedding(
+    body: embeddings.EmbeddingBody,
+    name: str,
+    created: int,
+    deadline: int | None,
+    origin: dict[str, Any],
+) -> Planned:
+    requests = embeddings.plan(body, deadline=deadline, origin=origin)
+    encoding = body.encoding_format
+    return Planned(
+        requests,
+        lambda spell, prompts: embeddings.EmbeddingAnswer(requests, model=name, encoding=encoding),
+    )
+
+
 _PLANS: dict[str, _Kind] = {
     "/v1/chat/completions": _Kind(chat.ChatBody, _chat),
     "/v1/completions": _Kind(completions.CompletionBody, _completion),
     "/v1/responses": _Kind(responses.ResponseBody, _response),
+    "/v1/embeddings": _Kind(embeddings.EmbeddingBody, _embedding),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -17,6 +18,7 @@ from app.engine.hub import KNOWN
 from app.engine.tokenizer import Tokenizer
 from app.errors import InputError
 from app.events.catalogue import (
+    RequestEmbedded,
     RequestFailed,
     RequestFinished,
     RequestQueued,
@@ -233,12 +235,19 @@ def _add(queued: RequestQueued, name: str) -> Add:
         salt=queued.salt,
         tools=queued.tools,
         template=queued.template,
+        embed=queued.embed,
     )
 
 
-def _payloads(outcome: Outcome) -> Iterator[TokensGenerated | RequestFinished]:
+def _payloads(outcome: Outcome) -> Iterator[TokensGenerated | RequestEmbedded | RequestFinished]:
     """What a log would have of it."""
     request = outcome.request
+    if outcome.embedding:
+        vector = b64encode(outcome.embedding).decode()
+        dimensions = len(outcome.embedding) // 4
+        yield RequestEmbedded(
+            request=request, epoch=1, vector=vector, dimensions=dimensions, pooling=""
+        )
     yield TokensGenerated(
         request=request,
         epoch=1,

@@ -88,7 +88,7 @@ class Lab:
         """Queue a request; other arguments are fields of ``request.queued`` or of the params."""
         fields = {
             name: kwargs.pop(name)
-            for name in ("priority", "deadline", "model", "messages", "text", "salt")
+            for name in ("priority", "deadline", "model", "messages", "text", "salt", "embed")
             if name in kwargs
         }
         if isinstance(prompt, str) and not {"text", "messages"} & fields.keys():

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import struct
 import sys
 import time
+from base64 import b64decode
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +18,14 @@ import pytest
 
 from app.engine.supervisor import Backoff
 from app.events import codec
-from app.events.catalogue import RequestAbandoned, RequestStarted, Structured, WorkerCrashed
+from app.events.catalogue import (
+    Embedding,
+    RequestAbandoned,
+    RequestEmbedded,
+    RequestStarted,
+    Structured,
+    WorkerCrashed,
+)
 from app.events.envelope import request_stream
 from app.events.memory import MemoryStore
 from app.events.sqlite import SqliteStore
@@ -62,6 +71,26 @@ def same(results: list[Result], undisturbed: list[Result]) -> None:
     for one, other in zip(scores, wanted, strict=True):
         assert [o.logprob for o in one] == pytest.approx([o.logprob for o in other], abs=0.01)
     assert [r.finished.reason for r in results] == [r.finished.reason for r in undisturbed]
+
+
+async def test_a_killed_core_changes_no_vector(lab: tuple[Lab, list[Result]]) -> None:
+    here, _ = lab
+    prompts = [[5 + n] * 96 for n in range(4)]
+    asked = [{"prompt": prompt, "embed": Embedding()} for prompt in prompts]
+    wanted = [vector(result) for result in await here.answers(*asked)]
+    requests = [await here.ask(**kwargs) for kwargs in asked]
+    await here.until(requests[0], lambda types: "request.started" in types)
+    await here.kill_core()
+    results = [await here.result(request) for request in requests]
+    assert any("request.abandoned" in result.types for result in results)
+    for result, want in zip(results, wanted, strict=True):
+        assert result.types.count("request.embedded") == 1
+        assert vector(result) == pytest.approx(want, abs=1e-3)
+
+
+def vector(result: Result) -> list[float]:
+    (embedded,) = [e for e in map(codec.decode, result.events) if isinstance(e, RequestEmbedded)]
+    return list(struct.unpack(f"<{embedded.dimensions}f", b64decode(embedded.vector)))
 
 
 async def test_a_killed_core_changes_no_answer(lab: tuple[Lab, list[Result]]) -> None:

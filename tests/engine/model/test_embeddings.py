@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from app.engine.channel import Channel
+from app.engine.core import Core
+from app.engine.frames import Add, CoreConfig, Failed, Output, Step
+from app.engine.models.linear import packs
 from app.engine.runner import ModelRunner
 from app.engine.sequence import Pooling, Sequence, Work
+from app.events.catalogue import Embedding
 from tests.engine.model.steps import GREEDY, Bench, prompt
 
 pytestmark = pytest.mark.model
@@ -105,6 +112,10 @@ def test_among_others(exact: ModelRunner, oracle: Any) -> None:
     assert np.abs(rest - want).max() < CLOSE
 
 
+@pytest.mark.skipif(
+    not packs(torch.device("cpu"), torch.bfloat16),
+    reason="bfloat16 is not the CPU's default without oneDNN, and takes long",
+)
 def test_chunks_and_neighbours_change_no_bit(fast: ModelRunner) -> None:
     bench, tokens = Bench(fast), prompt(90, 28)
     alone = embed(fast, bench, reading(bench, tokens))
@@ -133,3 +144,56 @@ def test_a_forgotten_request_leaves_nothing(exact: ModelRunner) -> None:
     exact.release(sequence.request)
     assert not exact._pooler._sums
     assert sequence.params == GREEDY
+
+
+# --------------------------------------------------------------------------------- a core
+
+
+@pytest.fixture
+def pair() -> Iterator[Channel]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield Channel(theirs)
+
+
+def read(core: Core, **fields: Any) -> Output | Failed:
+    """What becomes of a prompt that is only read."""
+    embed = Embedding(dimensions=fields.pop("dimensions", None))
+    core._take(Add(request="r", params=GREEDY, embed=embed, **fields))
+    frames: list[Any] = list(core._out)
+    while core.scheduler.busy:
+        core._step()
+        frames += core._out
+    core._out = []
+    for frame in frames:
+        if isinstance(frame, Failed):
+            return frame
+    (output,) = [o for frame in frames if isinstance(frame, Step) for o in frame.outputs]
+    return output
+
+
+@pytest.mark.parametrize("kind", ["mean", "last"])
+def test_a_core_pools_as_it_is_told(exact: ModelRunner, pair: Channel, kind: str) -> None:
+    core = Core(CoreConfig(model="", pooling=kind, max_tokens_per_step=16), exact, pair)
+    assert core.ready().pooling == kind
+    bench, tokens = Bench(exact), prompt(50, 32)
+    want = embed(exact, bench, reading(bench, tokens, kind))
+    for _ in range(2):  # the second time blocks of the first may be there
+        output = read(core, prompt=tokens)
+        assert isinstance(output, Output)
+        assert (output.tokens, output.text, output.reason) == ([], "", "stop")
+        assert np.abs(np.frombuffer(output.embedding or b"", "<f4") - want).max() < CLOSE
+    assert not core._texts and not exact._pooler._sums
+    output = read(core, text="A cat.", dimensions=7)
+    assert isinstance(output, Output)
+    assert len(output.embedding or b"") == 28
+    refused = read(core, text="A cat.", dimensions=577)
+    assert isinstance(refused, Failed)
+    assert (refused.code, refused.message) == ("invalid", "dimensions: must be 1 to 576, not 577")
+
+
+def test_a_core_that_makes_none_says_so(exact: ModelRunner, pair: Channel) -> None:
+    core = Core(CoreConfig(model="", pooling="off"), exact, pair)
+    refused = read(core, text="A cat.")
+    assert isinstance(refused, Failed)
+    assert "engine.pooling is off" in refused.message

@@ -58,6 +58,25 @@ def test_one_prompt_is_one_in_every_form(llm: LLM) -> None:
     assert llm.generate([]) == []
 
 
+def test_vectors_come_in_the_order_of_their_prompts(llm: LLM) -> None:
+    texts = ["A cat sits on the mat.", "Stock markets fell sharply.", "A kitten sits on a rug."]
+    cat, stocks, kitten = llm.embed(texts)
+    assert len(cat) == 576
+    assert sum(a * a for a in cat) == pytest.approx(1, abs=1e-5)
+    assert _dot(cat, kitten) > _dot(cat, stocks)
+    (short,) = llm.embed([504, 3575], dimensions=8)
+    assert len(short) == 8
+    for bad, said in (([[1], [49152]], r"prompts\[1\].*0 to 49151"), (["a", ""], r"prompts\[1\]")):
+        with pytest.raises(InputError, match=said):
+            llm.embed(bad)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="must be 1 to 576, not 577"):
+        llm.embed("a", dimensions=577)
+
+
+def _dot(one: list[float], other: list[float]) -> float:
+    return sum(a * b for a, b in zip(one, other, strict=True))
+
+
 def test_probabilities_and_seeds(llm: LLM) -> None:
     params = SamplingParams(max_tokens=5, temperature=1.0, seed=9, logprobs=2, prompt_logprobs=0)
     once, again = llm.generate(["Once upon a time"] * 2, params)

@@ -73,6 +73,7 @@ def test_a_line_that_cannot_be_read_says_why(text: str, param: str | None, messa
         (CHAT, {"messages": [{"role": "user", "content": "x"}], "stream": True}, "stream"),
         (CHAT, {"messages": [{"role": "user", "content": "x"}], "functions": [1]}, "functions"),
         ("/v1/completions", {"prompt": ""}, "prompt"),
+        ("/v1/embeddings", {"input": ["x", ""]}, "input[1]"),
         ("/v1/responses", {"input": "x", "background": True}, "background"),
         ("/v1/responses", {"input": "x", "previous_response_id": "r"}, "previous_response_id"),
     ],
