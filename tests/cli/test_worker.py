@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from click.testing import CliRunner
 
@@ -133,6 +134,21 @@ def one_epoch_after_another(events: list[Event]) -> None:
             assert payload.epoch == epoch
 
 
+async def embeddings_are_shared(edge: Process, store: EventStore) -> None:
+    """An edge without an engine has texts read by all workers."""
+    url = re.search(r"http://[\d.:]+", edge.text())
+    assert url is not None
+    async with httpx2.AsyncClient(base_url=url[0], timeout=60) as client:
+        texts = [f"This is document number {n}." for n in range(24)]
+        answer = await client.post("/v1/embeddings", json={"input": texts})
+    assert answer.status_code == 200, answer.text
+    vectors = [each["embedding"] for each in answer.json()["data"]]
+    assert [len(each) for each in vectors] == [576] * 24
+    stream = f"request/{answer.headers['x-request-id']}"
+    events = [e async for e in store.read(stream=stream)]
+    assert set(workers(events)) == {"w1", "w2"}
+
+
 async def test_workers_share_take_over_and_come_back(postgres: Cluster, tmp_path: Path) -> None:
     url = await new_database(postgres)
     async with house(url, tmp_path) as (client, store, (edge, w1, w2)):
@@ -141,6 +157,8 @@ async def test_workers_share_take_over_and_come_back(postgres: Cluster, tmp_path
             await until(client, thread, *ENDS)
         undisturbed = [Result(events).check() for events in await requests(store, threads)]
         assert {name for r in undisturbed for name in workers(r.events)} == {"w1", "w2"}
+
+        await embeddings_are_shared(edge, store)
 
         again = await ask(client, 8)
         for thread in again:
