@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import anyio
@@ -188,7 +189,7 @@ class Telemetry:
 
     async def _send(self, spans: list[Span]) -> None:
         try:
-            await asyncio.to_thread(self._sender.send, spans)
+            await _apart(self._sender.send, spans)
         except Refused as refusal:
             if len(spans) == 1:
                 log.error(
@@ -198,3 +199,29 @@ class Telemetry:
             half = len(spans) // 2
             await self._send(spans[:half])
             await self._send(spans[half:])
+
+
+async def _apart(send: Callable[[list[Span]], None], spans: list[Span]) -> None:
+    """Send in a thread that nobody waits for: a receiver that hangs must not hold up the end."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def tell(error: Exception | None) -> None:
+        if done.done():
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    def work() -> None:
+        failure: Exception | None = None
+        try:
+            send(spans)
+        except Exception as error:
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(tell, failure)
+
+    threading.Thread(target=work, name="everlog-telemetry", daemon=True).start()
+    await done

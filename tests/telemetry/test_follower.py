@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -183,6 +185,26 @@ async def test_a_receiver_that_is_away_is_waited_for(
             async with asyncio.timeout(20):
                 while telemetry.trouble is not None:  # noqa: ASYNC110 - a test may poll
                     await asyncio.sleep(0.01)
+
+
+def test_a_receiver_that_hangs_holds_up_no_end(tmp_path: Path) -> None:
+    async def serve_and_end(url: str) -> socket.socket:
+        async with (
+            serving(tmp_path, telemetry=TelemetryConfig(endpoint=url)) as service,
+            raw(service.url) as client,
+        ):
+            post = {"t": "post", "id": uuid7(), "thread": uuid7(), "content": "fast 1"}
+            await client.send(post)
+            await client.until("ack")
+            return (await asyncio.to_thread(hanging.accept))[0]  # it is being sent
+
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+        url = f"http://127.0.0.1:{hanging.getsockname()[1]}"
+        with asyncio.Runner() as runner:
+            silent = runner.run(serve_and_end(url))
+            began = time.monotonic()
+        with silent:
+            assert time.monotonic() - began < 3  # the exporter's own patience is 10 s
 
 
 async def test_one_span_that_is_refused_holds_up_no_other(
