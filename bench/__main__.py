@@ -15,6 +15,8 @@ NAMES = (
     "served",
     "prefix",
     "engine",
+    "speculation",
+    "structured",
     "nodes",
 )
 

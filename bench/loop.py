@@ -1,0 +1,81 @@
+"""Requests through scheduler and runner in this process, as the engine's core drives them."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+
+from app.engine.blocks import BlockManager
+from app.engine.runner import ModelRunner
+from app.engine.sampling import SamplingParams
+from app.engine.scheduler import Scheduler
+from app.engine.sequence import Sequence
+from app.engine.speculation import Speculator
+
+__all__ = ["Run", "complete"]
+
+
+class Run(msgspec.Struct, kw_only=True):
+    """What came of some requests.
+
+    Attributes:
+        outputs: Tokens of each.
+        seconds: Of all steps behind the prompts, from the first step that computes only last tokens
+            or what follows them.
+        tokens: That these steps brought.
+        steps: How many there were.
+        drafts: Tokens that were drafted, and how many of them were right.
+
+    """
+
+    outputs: list[list[int]]
+    seconds: float = 0.0
+    tokens: int = 0
+    steps: int = 0
+    drafts: tuple[int, int] = (0, 0)
+
+
+def complete(
+    runner: ModelRunner,
+    prompts: list[list[int]],
+    params: SamplingParams,
+    *,
+    speculator: Speculator | None = None,
+) -> Run:
+    """Run requests to their ends, all in one batch."""
+    scheduler = Scheduler(
+        BlockManager(runner.info.num_blocks, runner.info.block_size, prefix_cache=False),
+        context=runner.info.context,
+        eos=runner.info.eos,
+        propose=speculator.propose if speculator else None,
+    )
+    outputs: dict[str, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        sequence = Sequence(str(index), prompt, params)
+        runner.prepare(sequence)
+        scheduler.add(sequence)
+        outputs[sequence.request] = []
+    run = Run(outputs=[])
+    while scheduler.busy:
+        began = time.perf_counter()
+        works = scheduler.schedule(0.0)
+        computing = time.perf_counter()
+        draws = runner.execute(works)
+        if speculator is not None:
+            speculator.timed(works, time.perf_counter() - computing)
+        begun = all(outputs[work.sequence.request] for work in works)
+        for result in scheduler.commit(works, draws):
+            outputs[result.sequence.request] += result.tokens
+            proposed, right = result.drafts
+            run.drafts = (run.drafts[0] + proposed, run.drafts[1] + right)
+            run.tokens += len(result.tokens) * begun
+            if result.reason is not None:
+                runner.release(result.sequence.request)
+        run.seconds += (time.perf_counter() - began) * begun
+        run.steps += begun
+    if speculator is not None:
+        for request in outputs:
+            speculator.release(request)
+    run.outputs = list(outputs.values())
+    return run
