@@ -15,7 +15,7 @@ import msgspec
 from app.events import catalogue as c
 from app.events.codec import PayloadError, decode
 from app.events.envelope import Event, thread_of
-from app.telemetry import attributes
+from app.telemetry import attributes, context
 from app.telemetry.attributes import Attributes
 
 __all__ = ["TYPES", "Fold", "Span", "span_id", "trace_id"]
@@ -170,6 +170,9 @@ class Fold:
         found = attributes.queued(data, thread_of(event.stream), content=self._content)
         name = str(found["gen_ai.operation.name"])
         trace, id = self._trace(event, f"request {data.request}"), span_id("request", data.request)
+        caller = context.parse(data.metadata.get(context.HEADER))
+        if caller is not None and parent is None:
+            trace, parent = caller
         key = (event.stream, "request", data.request)
         self._add(key, _Open(trace, id, parent, name, event.time, found, client=True))
 

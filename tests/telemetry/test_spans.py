@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from app.events import catalogue as c
 from app.events.codec import new
 from app.events.envelope import Event
+from app.telemetry import context
 from app.telemetry import spans as telemetry
 from app.telemetry.spans import Fold, Span, span_id, trace_id
 from tests.projections.histories import History, histories
@@ -163,6 +164,21 @@ def test_requests_of_one_call_are_one_trace() -> None:
     assert first.id != second.id
     assert (first.name, first.parent) == ("embeddings m", None)
     assert "gen_ai.request.temperature" not in first.attributes
+
+
+def test_a_caller_may_have_a_trace_of_its_own() -> None:
+    parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    story = Story("request/a")
+    story.request("a", metadata={"traceparent": parent})
+    (span,) = story.spans()
+    assert f"{span.trace:032x}" == "4bf92f3577b34da6a3ce929d0e0e4736"
+    assert f"{span.parent:016x}" == "00f067aa0ba902b7"
+    assert context.parse("cc" + parent[2:] + "-what the future brings") is not None
+    for wrong in (
+        *(None, 7, "", parent + "-", parent.upper(), parent[:-1], "ff" + parent[2:]),
+        *(parent.replace("4bf92f3577b34da6a3ce929d0e0e4736", "0" * 32), parent + "-x"),
+    ):
+        assert context.parse(wrong) is None, wrong
 
 
 def test_ends_that_are_not_good() -> None:

@@ -19,6 +19,7 @@ from app.engine.tokenizer import Tokenizer
 from app.errors import StartupError
 from app.events.catalogue import RequestQueued, WorkerStarted
 from app.events.store import EventStore
+from app.telemetry import context
 from app.transport.auth import authenticate
 from app.transport.openai.active import Active
 from app.transport.openai.call import Call
@@ -210,6 +211,9 @@ class Api:
             "metadata": body.metadata or None,
             **{name: request.headers.get(name) for name in FORWARDED},
         }
+        trace = request.headers.get(context.HEADER)
+        if context.parse(trace) is not None:
+            found[context.HEADER] = trace
         return {name: value for name, value in found.items() if value is not None}
 
     async def reply(

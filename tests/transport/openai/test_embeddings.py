@@ -121,7 +121,26 @@ async def test_one_that_fails_is_named_and_ends_all(
         answer = await asking
         error = answer.json()["error"]
         assert (answer.status_code, error["param"], error["message"]) == (400, "input[1]", said)
+        async with asyncio.timeout(5):
+            await service.store.wait(after=8, stream=claims[0].stream)
         assert (await types(service, claims[0].stream)).count("request.cancelled") == 2
+
+
+async def test_the_trace_of_the_caller_is_recorded(
+    service: Service, client: httpx2.AsyncClient
+) -> None:
+    good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    for header, kept in ((good, {"traceparent": good}), ("nonsense", {})):
+        body = {"input": "a", "model": "mine"}
+        headers = {"traceparent": header}
+        asking = asyncio.create_task(client.post("/v1/embeddings", json=body, headers=headers))
+        worker = Worker(service)
+        claim = await worker.claim()
+        queued = decode(claim.queued)
+        assert isinstance(queued, RequestQueued)
+        assert queued.metadata == {"endpoint": "embeddings", **kept}
+        await embed(worker, claim, 1.0)
+        assert (await asking).status_code == 200
 
 
 async def test_what_the_engine_cannot_is_said_as_it_is(
