@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from typing import cast
 
@@ -108,20 +108,23 @@ class Call:
             StoreError: The log did not take them.
 
         """
-        if self.queued_before:
-            return
+        if not self.queued_before:
+            await self._put(range(len(self.queued)))
+
+    async def _put(self, indices: Iterable[int]) -> None:
+        """Put some of them into the queue. Errors as `queue`."""
         place = self._place
         appends = [
             Append(
                 stream=self.stream(index),
                 events=[
                     *(place.before if place else ()),
-                    new(queued, actor=self._actor, request=queued.request),
+                    new(self.queued[index], actor=self._actor, request=self.queued[index].request),
                 ],
                 expected=place.version if place else ANY,
                 command=uuid7(),
             )
-            for index, queued in enumerate(self.queued)
+            for index in indices
         ]
         for outcome in await self._store.append_many(appends):
             if isinstance(outcome, Conflict):

@@ -28,6 +28,8 @@ __all__ = ["MAX_INPUTS", "EmbeddingAnswer", "EmbeddingBody", "EmbeddingCall", "p
 
 MAX_INPUTS = 2048
 """Most inputs of one HTTP request; OpenAI's."""
+WINDOW = 128
+"""Most inputs of one HTTP request in the queue: others wait behind these, not behind all."""
 
 #: What an input is called on its way through the engine.
 _OWN = ("text", "prompt")
@@ -107,8 +109,35 @@ def _is_id(value: Any) -> bool:
 class EmbeddingCall(Call):
     """Requests that are read together, all in the stream of the first.
 
-    So one place in the log is followed for all of them, however many there are.
+    So one place in the log is followed for all of them, however many there are. They are queued as
+    others end, so that they fill batches and yet nobody has to wait for all of them.
     """
+
+    _begun = 0  # so many have been put into the queue
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of them have ended."""
+        return super().ended and self._begun == len(self.queued)
+
+    async def queue(self) -> None:
+        """Put the first of them into the queue.
+
+        Raises:
+            StoreError: The log did not take them.
+
+        """
+        self._open.clear()
+        await self._more()
+
+    async def _more(self) -> None:
+        room = WINDOW - len(self._open)
+        if self._begun == len(self.queued) or room < WINDOW // 4:
+            return
+        new = range(self._begun, min(self._begun + room, len(self.queued)))
+        self._begun = new.stop
+        self._open |= set(new)
+        await self._put(new)
 
     def stream(self, index: int) -> str:
         """That of the first."""
@@ -134,6 +163,7 @@ class EmbeddingCall(Call):
                         raise self._named(error, number) from None
                 if self.ended:
                     return
+                await self._more()
 
     def _named(self, error: ApiError, number: int) -> ApiError:
         """The same error with the name that its input has."""

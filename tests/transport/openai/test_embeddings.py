@@ -29,6 +29,7 @@ from app.events.catalogue import (
 )
 from app.events.codec import decode
 from app.events.store import Claimed
+from app.transport.openai import embeddings
 from app.transport.server import Service
 from tests.support.server import ROOT, Server, running
 from tests.transport.openai.test_edge import Worker, types
@@ -103,6 +104,27 @@ async def test_inputs_are_requests_in_one_stream(
         "model": "mine",
         "usage": {"prompt_tokens": 6, "total_tokens": 6},
     }
+
+
+async def test_many_inputs_are_queued_as_others_end(
+    service: Service, client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embeddings, "WINDOW", 8)
+    body = {"input": [f"text {n}" for n in range(21)], "model": "mine", "encoding_format": "base64"}
+    asking = asyncio.create_task(client.post("/v1/embeddings", json=body))
+    worker = Worker(service)
+    done, most = 0, 0
+    while done < 21:
+        claim = await worker.claim()
+        seen = await types(service, claim.stream)
+        most = max(most, seen.count("request.queued") - seen.count("request.finished"))
+        await embed(worker, claim, float(done))
+        done += 1
+    assert most == 8
+    answer = await asking
+    assert [each["embedding"] for each in answer.json()["data"]] == [
+        packed(float(n)) for n in range(21)
+    ]
 
 
 async def test_one_that_fails_is_named_and_ends_all(
