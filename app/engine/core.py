@@ -250,6 +250,7 @@ class Core:
         if detokenizer.stopped:
             reason, tokens = "stop", tokens[:said]
             logprobs = logprobs and logprobs[:said]
+            drafts = (drafts[0], min(drafts[1], said))
             self.scheduler.end(request)
         if reason is not None:
             text += detokenizer.finish()

@@ -73,6 +73,7 @@ class Answer:
         self._model = model
         self._max_tokens = max_tokens
         self._usage = Usage()
+        self._drafts = (0, 0)  # tokens drafted under this claim, and those that were right
         self._texts = list(past.texts)
         self._batch = len(past.texts)
         self._committing = self.output  # tokens packed into events so far
@@ -121,6 +122,8 @@ class Answer:
         self._pieces.append((output, now))
         self._waiting += len(output.tokens)
         self.output += len(output.tokens)
+        drafted, right = output.drafts
+        self._drafts = (self._drafts[0] + drafted, self._drafts[1] + right)
         if not self._times[1]:
             self._times[1] = now
         self._times[2] = now
@@ -233,6 +236,8 @@ class Answer:
             prompt_tokens=self._usage.prompt_tokens,
             completion_tokens=self.output,
             cached_tokens=self._usage.cached_tokens,
+            draft_tokens=self._drafts[0],
+            accepted_tokens=self._drafts[1],
         )
 
     def _queue_ms(self) -> float:

@@ -58,11 +58,17 @@ class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Token counts of one request."""
+    """Token counts of one request.
+
+    ``draft_tokens`` were computed ahead because repetition foretold them; ``accepted_tokens`` of
+    them were right, and are part of the answer.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class Timings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -43,7 +43,13 @@ KEEP: Final = Keep()
 #: A null stays null: it says which of several fields is used.
 RULES: dict[type[msgspec.Struct], dict[str, Any]] = {
     c.ErrorInfo: {"kind": KEEP, "message": MARK, "traceback": None},
-    c.Usage: {"prompt_tokens": KEEP, "completion_tokens": KEEP, "cached_tokens": KEEP},
+    c.Usage: {
+        "prompt_tokens": KEEP,
+        "completion_tokens": KEEP,
+        "cached_tokens": KEEP,
+        "draft_tokens": KEEP,
+        "accepted_tokens": KEEP,
+    },
     c.Timings: {"queue_ms": KEEP, "prefill_ms": KEEP, "decode_ms": KEEP},
     c.ToolCall: {"id": KEEP, "name": MARK, "arguments": {}},
     c.ChatMessage: {

@@ -67,6 +67,8 @@ _ALL = (
     _counter("generation_tokens", "Tokens that were generated and committed."),
     _counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache."),
     _counter("prefix_cache_hits", "Prompt tokens found in the prefix cache."),
+    _counter("spec_decode_num_draft_tokens", "Tokens computed ahead for requests that ended."),
+    _counter("spec_decode_num_accepted_tokens", "Those of them that became output."),
     _counter("num_preemptions", "How often a request lost its KV blocks to another."),
     _counter("num_abandoned", "How often a request lost its worker, and waited for another."),
     _counter(
@@ -332,6 +334,9 @@ class Metrics(Projection):
         if usage is not None and usage.completion_tokens > row.output:
             more = usage.completion_tokens - row.output
             _add(rows, "generation_tokens", row.model, by=more)
+        if usage is not None and usage.draft_tokens:
+            _add(rows, "spec_decode_num_draft_tokens", row.model, by=usage.draft_tokens)
+            _add(rows, "spec_decode_num_accepted_tokens", row.model, by=usage.accepted_tokens)
         rows.remove(FLIGHT, row.id)
 
     # ---------------------------------------------------------------- workers and chats

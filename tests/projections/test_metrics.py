@@ -143,7 +143,9 @@ FINISHED = c.RequestFinished(
     epoch=1,
     reason="length",
     text="xx",
-    usage=c.Usage(prompt_tokens=70, completion_tokens=3, cached_tokens=64),
+    usage=c.Usage(
+        prompt_tokens=70, completion_tokens=3, cached_tokens=64, draft_tokens=5, accepted_tokens=2
+    ),
     timings=c.Timings(queue_ms=400, prefill_ms=600, decode_ms=50),
     batches=2,
     digest="d",
@@ -155,6 +157,8 @@ def test_one_request_in_numbers() -> None:
     assert m.count("prompt_tokens", "m") == m.count("prefix_cache_queries", "m") == 70
     assert m.count("prefix_cache_hits", "m") == m.count("prompt_tokens_cached", "m") == 64
     assert m.count("generation_tokens", "m") == 3
+    assert m.count("spec_decode_num_draft_tokens", "m") == 5
+    assert m.count("spec_decode_num_accepted_tokens", "m") == 2
     assert m.count("request_success", "m", "length") == 1
     assert m.values("time_to_first_token_seconds") == (1, 3.0)
     assert m.values("inter_token_latency_seconds") == (2, pytest.approx(0.05))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Sequence as Series
 from typing import Any
 
 import pytest
 
 from app.engine.blocks import BlockManager
-from app.engine.frames import CoreConfig, Failed
+from app.engine.channel import Channel, Decoder, encode
+from app.engine.core import Core
+from app.engine.frames import Add, CoreConfig, Failed, FromCore, Output, Step, Stop
 from app.engine.runner import ModelRunner
 from app.engine.sampling import SamplingParams, Structured, TokenLogprobs
 from app.engine.scheduler import Propose, Scheduler
@@ -165,3 +169,51 @@ def same(found: list[TokenLogprobs], expected: list[TokenLogprobs]) -> None:
     )
     for one, other in zip(found, expected, strict=True):
         assert [token for token, _ in one.top] == [token for token, _ in other.top]
+
+
+def spoken(runner: ModelRunner, speculation: str, **params: Any) -> tuple[str, list[Output]]:
+    """The answer of a core, and what it came in."""
+    ours, theirs = socket.socketpair()
+    core = Core(CoreConfig(model="", speculation=speculation), runner, Channel(theirs))
+    thread = threading.Thread(target=core.run)
+    thread.start()
+    try:
+        add = Add(request="r", prompt=[60, 61, 62], params=SamplingParams(**params))
+        ours.sendall(encode([add]))
+        ours.settimeout(60)
+        decoder: Decoder[FromCore] = Decoder(FromCore)
+        outputs: list[Output] = []
+        while not outputs or outputs[-1].reason is None:
+            for frame in decoder.feed(ours.recv(1 << 16)):
+                assert not isinstance(frame, Failed)
+                if isinstance(frame, Step):
+                    outputs += frame.outputs
+        ours.sendall(encode([Stop()]))
+    finally:
+        thread.join(60)
+        ours.close()
+        theirs.close()
+    assert core.scheduler.blocks.available == runner.info.num_blocks
+    return "".join(output.text for output in outputs), outputs
+
+
+def test_stop_strings_and_limits_within_drafts(runner: ModelRunner) -> None:
+    params: dict[str, Any] = {
+        "logit_bias": {70: 90.0, 71: 60.0},
+        "frequency_penalty": 0.9,
+        "max_tokens": 200,
+        "ignore_eos": True,
+    }
+    text, plain = spoken(runner, "off", **params)
+    found, outputs = spoken(runner, "ngram", **params)
+    assert found == text
+    assert sum(len(output.tokens) for output in outputs) == 200
+    assert len(outputs) < len(plain) == 200
+    drafted, right = (sum(output.drafts[i] for output in outputs) for i in (0, 1))
+    assert 0 < right <= drafted
+    assert right == 200 - len(outputs)
+    stop = text[70:100]
+    found, outputs = spoken(runner, "ngram", stop=(stop,), **params)
+    assert found == text[: text.find(stop)]
+    assert outputs[-1].reason == "stop"
+    assert sum(o.drafts[1] for o in outputs) <= sum(len(o.tokens) for o in outputs)
