@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -192,8 +193,16 @@ def test_a_core_pools_as_it_is_told(exact: ModelRunner, pair: Channel, kind: str
     assert (refused.code, refused.message) == ("invalid", "dimensions: must be 1 to 576, not 577")
 
 
-def test_a_core_that_makes_none_says_so(exact: ModelRunner, pair: Channel) -> None:
+def test_a_core_that_makes_none_says_so(
+    exact: ModelRunner, pair: Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     core = Core(CoreConfig(model="", pooling="off"), exact, pair)
     refused = read(core, text="A cat.")
     assert isinstance(refused, Failed)
     assert "engine.pooling is off" in refused.message
+    monkeypatch.setattr(exact, "info", msgspec.structs.replace(exact.info, width=0))
+    core = Core(CoreConfig(model=""), exact, pair)
+    assert core.ready().pooling == "off"
+    refused = read(core, text="A cat.")
+    assert isinstance(refused, Failed)
+    assert refused.message == "model: this engine makes no embeddings: its architecture cannot"
