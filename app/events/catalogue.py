@@ -610,6 +610,115 @@ class WorkerLost(Payload, frozen=True, kw_only=True):
     worker: str
 
 
+# -------------------------------------------------------------------------- files, batches
+
+
+class LineError(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is wrong with a line of a batch; ``param`` is the field to blame."""
+
+    code: str
+    message: str
+    line: int | None = None
+    param: str | None = None
+
+
+@event("file.created")
+class FileCreated(Payload, frozen=True, kw_only=True):
+    """A file was stored as an object. Stream ``batches``.
+
+    ``owner`` is the actor whose file it is; ``purpose`` is ``batch`` or ``batch_output``.
+    """
+
+    file: str
+    name: str
+    purpose: str
+    bytes: int
+    sha256: str
+    object: str
+    owner: str
+
+
+@event("file.deleted")
+class FileDeleted(Payload, frozen=True, kw_only=True):
+    """A file is gone, and so is its object. Stream ``batches``."""
+
+    file: str
+
+
+@event("batch.created")
+class BatchCreated(Payload, frozen=True, kw_only=True):
+    """The lines of a file are to be run. Stream ``batches``.
+
+    ``window`` is the time they have, as its sender said it; ``expires`` is its end in nanoseconds
+    since the epoch. Each line becomes requests with ids made of the batch's and its number, so no
+    line is run twice, whoever runs it.
+    """
+
+    batch: str
+    input: str
+    endpoint: str
+    window: str
+    expires: int
+    owner: str
+    metadata: dict[str, Any] = {}
+
+
+@event("batch.claimed")
+class BatchClaimed(Payload, frozen=True, kw_only=True):
+    """A node runs it from now on. Stream ``batches``."""
+
+    batch: str
+    node: str
+
+
+@event("batch.started")
+class BatchStarted(Payload, frozen=True, kw_only=True):
+    """Its lines can all be read; there are ``total``. Stream ``batches``."""
+
+    batch: str
+    total: int
+
+
+@event("batch.progressed")
+class BatchProgressed(Payload, frozen=True, kw_only=True):
+    """So many lines have ended well, and badly. Now and then. Stream ``batches``."""
+
+    batch: str
+    completed: int
+    failed: int
+
+
+@event("batch.cancelling")
+class BatchCancelling(Payload, frozen=True, kw_only=True):
+    """Somebody wants it to end: what is under way is cancelled. Stream ``batches``."""
+
+    batch: str
+
+
+@event("batch.finalizing")
+class BatchFinalizing(Payload, frozen=True, kw_only=True):
+    """All lines have ended; the files of results are written. Stream ``batches``."""
+
+    batch: str
+
+
+@event("batch.ended")
+class BatchEnded(Payload, frozen=True, kw_only=True):
+    """It is over: ``state`` is ``completed``, ``failed``, ``cancelled`` or ``expired``.
+
+    ``output`` and ``error`` are the files with results of lines that ended well and badly, if
+    there are any; ``errors`` is why it failed: lines that cannot be read. Stream ``batches``.
+    """
+
+    batch: str
+    state: str
+    completed: int = 0
+    failed: int = 0
+    output: str | None = None
+    error: str | None = None
+    errors: list[LineError] = []
+
+
 # ----------------------------------------------------------------------------- users, log
 
 

@@ -225,6 +225,26 @@ RULES: dict[type[msgspec.Struct], dict[str, Any]] = {
         ("key", "name", "hash", "scopes", "rate", "concurrency", "expires", "user"), KEEP
     ),
     c.KeyRevoked: {"key": KEEP},
+    # a file's content is an object; the name that it was given says something too
+    c.LineError: {"code": KEEP, "message": MARK, "line": KEEP, "param": KEEP},
+    c.FileCreated: {
+        **dict.fromkeys(("file", "purpose", "bytes", "sha256", "object", "owner"), KEEP),
+        "name": MARK,
+    },
+    c.FileDeleted: {"file": KEEP},
+    c.BatchCreated: {
+        **dict.fromkeys(("batch", "input", "endpoint", "window", "expires", "owner"), KEEP),
+        "metadata": {},
+    },
+    c.BatchClaimed: {"batch": KEEP, "node": KEEP},
+    c.BatchStarted: {"batch": KEEP, "total": KEEP},
+    c.BatchProgressed: {"batch": KEEP, "completed": KEEP, "failed": KEEP},
+    c.BatchCancelling: {"batch": KEEP},
+    c.BatchFinalizing: {"batch": KEEP},
+    c.BatchEnded: {
+        **dict.fromkeys(("batch", "state", "completed", "failed", "output", "error"), KEEP),
+        "errors": Within(c.LineError),
+    },
     # the log's own facts prove the rest: they hold no content and stay as they are
     c.LogSealed: {
         "first": KEEP,

@@ -117,6 +117,7 @@ async def _open(
                 stream=config.stream,
                 chat=config.chat,
             ),
+            objects=objects,
             host=engine_host(config, store, node, here) if config.engine.enabled else None,
             name=config.chat.name,
             needs_engine=file is None,
@@ -215,6 +216,7 @@ async def _start(service: Service, group: TaskGroup, watched: Path | None) -> No
     group.start_soon(service.hint)
     await group.start(service.runtime.run)
     group.start_soon(service.watch_workers)
+    group.start_soon(service.batches.run)
     group.start_soon(service.report_engine)
     if watched is not None:
         group.start_soon(_watch, service, watched)

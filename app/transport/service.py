@@ -22,6 +22,7 @@ from app.events.catalogue import WorkerStarted
 from app.events.envelope import thread_of
 from app.events.follow import following
 from app.events.logstore import LogStore
+from app.events.objects import Objects
 from app.events.store import StoreClosed, StoreError
 from app.events.url import Database, parse_url
 from app.projections.views import Views
@@ -31,6 +32,9 @@ from app.transport.connection import Edge
 from app.transport.http import REACH_SECONDS, Info
 from app.transport.metrics import MetricsPage
 from app.transport.openai.active import Active
+from app.transport.openai.api import Api
+from app.transport.openai.batchkeeper import BatchKeeper
+from app.transport.openai.library import Shelf
 from app.transport.origin import Gate
 from app.transport.protocol import encode
 from app.transport.socket import Hub
@@ -75,6 +79,7 @@ class Service:
         views: Views,
         runtime: Runtime,
         host: EngineHost | None,
+        objects: Objects,
         name: str,
         needs_engine: bool = True,
     ) -> None:
@@ -84,6 +89,7 @@ class Service:
         self.views = views
         self.runtime = runtime
         self.host = host
+        self.objects = objects
         self.name = name
         self.state: Literal["starting", "ready", "draining"] = "starting"
         self.workers = Workers(store, runtime.presence)
@@ -91,6 +97,8 @@ class Service:
         self._queue = False  # whether requests wait
         self.auth = Auth(store, required=needed(config.server.auth, config.server.host))
         self.calls = Active()
+        self.shelf = Shelf(store)
+        self.batches = BatchKeeper(Api(self), self.shelf, objects, runtime.presence)
         self.edge = Edge(store, runtime, self.auth, self.welcome, self.standing)
         self.owners = self.edge.owners
         self.cache = self.edge.cache
@@ -147,6 +155,7 @@ class Service:
     def drain(self) -> None:
         """Take no more commands, and tell everybody."""
         self.state = "draining"
+        self.batches.stop()
         self.notice("info", "draining", "The server is restarting; this page reconnects by itself.")
 
     def notice(self, level: Literal["info", "error"], code: str, message: str) -> None:

@@ -18,6 +18,7 @@ from app.config import (
     Config,
     DatabaseConfig,
     EngineConfig,
+    ObjectsConfig,
     ServerConfig,
     TelemetryConfig,
 )
@@ -68,6 +69,7 @@ async def serving(
         database=DatabaseConfig(url=url, synchronous="normal"),
         engine=EngineConfig(enabled=False),
         api=api or ApiConfig(),
+        objects=ObjectsConfig(url=str(folder / "objects")),
         telemetry=telemetry or TelemetryConfig(),
     )
     ready: asyncio.Future[Service] = asyncio.get_running_loop().create_future()

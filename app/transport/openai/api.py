@@ -18,6 +18,7 @@ from app.engine.hub import KNOWN, find
 from app.engine.tokenizer import Tokenizer
 from app.errors import StartupError
 from app.events.catalogue import RequestQueued, WorkerStarted
+from app.events.objects import Objects
 from app.events.store import EventStore
 from app.telemetry import context
 from app.transport.auth import authenticate
@@ -25,6 +26,7 @@ from app.transport.openai.active import Active
 from app.transport.openai.call import Call
 from app.transport.openai.errors import ApiError
 from app.transport.openai.fields import parse
+from app.transport.openai.library import Shelf
 from app.transport.openai.logprobs import Spell
 from app.transport.openai.models import Model, chosen
 from app.transport.openai.reply import Answer, Reply
@@ -69,6 +71,16 @@ class Source(Protocol):
     @property
     def runtime(self) -> Runtime:
         """Takes the commands of chats."""
+        ...
+
+    @property
+    def shelf(self) -> Shelf:
+        """Files and batches."""
+        ...
+
+    @property
+    def objects(self) -> Objects:
+        """Where files are."""
         ...
 
     @property

@@ -28,6 +28,7 @@ __all__ = [
     "Line",
     "Planned",
     "failure",
+    "named",
     "plan",
     "read",
     "success",
@@ -59,7 +60,7 @@ class Line(msgspec.Struct, frozen=True):
     body: bytes
 
 
-Finish = Callable[[Spell | None, Sequence[Sequence[int]]], Answer]
+Finish = Callable[[list[RequestQueued], Spell | None, Sequence[Sequence[int]]], Answer]
 
 
 class Planned(msgspec.Struct, frozen=True):
@@ -67,8 +68,9 @@ class Planned(msgspec.Struct, frozen=True):
 
     Attributes:
         requests: The engine's requests, at least one.
-        answer: Makes the answer of them, given what `app.transport.openai.api.Scoring` has: bytes
-            of tokens and token ids of the prompts, if log probabilities are asked for.
+        answer: Makes the answer of them, given the requests, perhaps under other names, and what
+            `app.transport.openai.api.Scoring` has: bytes of tokens and token ids of the prompts,
+            if log probabilities are asked for.
 
     """
 
@@ -138,6 +140,22 @@ def plan(
     return kind.plan(body, name, created, deadline, about)
 
 
+def named(requests: Sequence[RequestQueued], names: Sequence[str]) -> list[RequestQueued]:
+    """The same requests under other names, with the priority of batches."""
+    others = {each.request: name for each, name in zip(requests, names, strict=True)}
+    return [
+        msgspec.structs.replace(
+            each,
+            request=others[each.request],
+            priority=PRIORITY,
+            metadata={**each.metadata, "of": others[each.metadata["of"]]}
+            if "of" in each.metadata
+            else each.metadata,
+        )
+        for each in requests
+    ]
+
+
 # --------------------------------------------------------------------------------- results
 
 
@@ -191,8 +209,8 @@ def _chat(
     given = chat.plan(body, deadline=deadline, origin=origin)
     return Planned(
         given.requests,
-        lambda spell, prompts: chat.ChatAnswer(
-            given,
+        lambda requests, spell, prompts: chat.ChatAnswer(
+            msgspec.structs.replace(given, requests=requests),
             model=name,
             created=created,
             options=StreamOptions(),
@@ -209,10 +227,9 @@ def _completion(
     deadline: int | None,
     origin: dict[str, Any],
 ) -> Planned:
-    requests = completions.plan(body, deadline=deadline, origin=origin)
     return Planned(
-        requests,
-        lambda spell, prompts: completions.CompletionAnswer(
+        completions.plan(body, deadline=deadline, origin=origin),
+        lambda requests, spell, prompts: completions.CompletionAnswer(
             requests, body, model=name, created=created, spell=spell, prompts=prompts
         ),
     )
@@ -230,10 +247,11 @@ def _response(
     if body.background:
         raise refusal("background", "a line of a batch is in the background anyway")
     about = {**origin, "model": name}
-    queued = responses.plan(body, responses.Past(), deadline=deadline, origin=about)
     return Planned(
-        [queued],
-        lambda spell, _: ResponseAnswer(queued, model=name, created=created, spell=spell),
+        [responses.plan(body, responses.Past(), deadline=deadline, origin=about)],
+        lambda requests, spell, _: ResponseAnswer(
+            requests[0], model=name, created=created, spell=spell
+        ),
     )
 
 
@@ -244,11 +262,10 @@ def _embedding(
     deadline: int | None,
     origin: dict[str, Any],
 ) -> Planned:
-    requests = embeddings.plan(body, deadline=deadline, origin=origin)
     encoding = body.encoding_format
     return Planned(
-        requests,
-        lambda spell, prompts: embeddings.EmbeddingAnswer(requests, model=name, encoding=encoding),
+        embeddings.plan(body, deadline=deadline, origin=origin),
+        lambda requests, *_: embeddings.EmbeddingAnswer(requests, model=name, encoding=encoding),
     )
 
 

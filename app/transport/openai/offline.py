@@ -206,12 +206,12 @@ class Offline:
     def _answer(self, planned: Planned) -> Answer:
         params = planned.requests[0].params
         if params.logprobs is None and params.prompt_logprobs is None:
-            return planned.answer(None, ())
+            return planned.answer(planned.requests, None, ())
         tokenizer = self._tokenizer = self._tokenizer or Tokenizer.open(self._path)
         prompts = []
         if params.prompt_logprobs is not None:
             prompts = [prompt_ids(request, tokenizer) for request in planned.requests]
-        return planned.answer(tokenizer.token_bytes, prompts)
+        return planned.answer(planned.requests, tokenizer.token_bytes, prompts)
 
     def _write(self, line: Line, result: dict[str, object]) -> None:
         self._journal.write(line.custom_id, result)

@@ -14,7 +14,9 @@ from starlette.routing import Route
 from app.errors import EverlogError
 from app.transport.openai import chat, completions, embeddings, errors, tokens
 from app.transport.openai.api import Api, Source, json
+from app.transport.openai.batches import Batches
 from app.transport.openai.conversations import Conversations
+from app.transport.openai.files import Files
 from app.transport.openai.models import chosen, describe, listing
 from app.transport.openai.stored import Responses
 
@@ -32,6 +34,7 @@ def routes(source: Source) -> list[Route]:
     shared = Api(source)
     api, conversations = _Endpoints(shared), Conversations(shared)
     responses = Responses(shared, conversations)
+    files, batches = Files(shared), Batches(shared)
     found: list[tuple[str, str, Endpoint]] = [
         ("GET", "/v1/models", api.models),
         ("GET", "/v1/models/{model:path}", api.model),
@@ -51,6 +54,15 @@ def routes(source: Source) -> list[Route]:
         ("POST", "/v1/conversations/{id}/items", conversations.add),
         ("GET", "/v1/conversations/{id}/items/{item}", conversations.item),
         ("DELETE", "/v1/conversations/{id}/items/{item}", conversations.remove),
+        ("POST", "/v1/files", files.create),
+        ("GET", "/v1/files", files.list),
+        ("GET", "/v1/files/{id}", files.retrieve),
+        ("GET", "/v1/files/{id}/content", files.content),
+        ("DELETE", "/v1/files/{id}", files.delete),
+        ("POST", "/v1/batches", batches.create),
+        ("GET", "/v1/batches", batches.list),
+        ("GET", "/v1/batches/{id}", batches.retrieve),
+        ("POST", "/v1/batches/{id}/cancel", batches.cancel),
         ("POST", "/tokenize", api.tokenize),
         ("POST", "/detokenize", api.detokenize),
     ]

@@ -1,0 +1,219 @@
+"""``/v1/files``: what batches read and write. The log says what they are, objects hold it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from app.events import catalogue as c
+from app.events.ids import uuid7
+from app.events.objects import Objects
+from app.transport.auth import Principal, authenticate
+from app.transport.openai.api import Api, json
+from app.transport.openai.errors import ApiError, refusal
+from app.transport.openai.library import File, Library, Shelf, file_id
+from app.transport.openai.multipart import Begin, End, Form
+
+__all__ = ["Files", "page"]
+
+MAX_FIELD = 4096
+"""Most bytes of a form's field that is no file."""
+MAX_NAME = 255
+PURPOSE = "batch"
+
+T = TypeVar("T")
+
+
+class Files:
+    """The endpoints under ``/v1/files``."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    @property
+    def _shelf(self) -> Shelf:
+        return self._api.source.shelf
+
+    @property
+    def _objects(self) -> Objects:
+        return self._api.source.objects
+
+    async def create(self, request: Request) -> Response:
+        """Store a file."""
+        self._api.source.calls.admit()
+        principal = await authenticate(request)
+        form = Form(request.headers.get("content-type"))
+        upload = _Upload(form, request.stream(), self._api.source.config.api.max_file)
+        file = uuid7()
+        key = f"files/{file}"
+        fields = await upload.fields()
+        if upload.name is None:
+            raise refusal("file", "file is missing", code="missing_required_parameter")
+        stored = await self._objects.put(key, upload.content())
+        try:
+            fields |= await upload.fields()
+            if fields.get("purpose") != PURPOSE:
+                raise refusal("purpose", f"purpose must be {PURPOSE!r}: files are for batches")
+            if not stored.size:
+                raise refusal("file", "the file is empty")
+            created = c.FileCreated(
+                file=file,
+                name=upload.name[:MAX_NAME] or "input.jsonl",
+                purpose=PURPOSE,
+                bytes=stored.size,
+                sha256=stored.sha256 or "",
+                object=key,
+                owner=principal.actor,
+            )
+            library = await self._shelf.change(lambda _: [created], actor=principal.actor)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                await asyncio.shield(self._objects.delete(key))
+            raise
+        unused = [name for name in fields if name != "purpose"]
+        return json(library.files[file].shown(), unused=unused)
+
+    async def list(self, request: Request) -> Response:
+        """Files of the sender, latest first."""
+        principal = await authenticate(request)
+        library = await self._shelf.look()
+        purpose = request.query_params.get("purpose")
+        found = [
+            file
+            for file in library.files.values()
+            if shown(file.owner, principal) and purpose in (None, file.purpose)
+        ]
+        return json(page(request, found, lambda file: file.shown(), limit=10_000))
+
+    async def retrieve(self, request: Request) -> Response:
+        """What a file is."""
+        return json((await self._find(request)).shown())
+
+    async def content(self, request: Request) -> Response:
+        """What is in it."""
+        file = await self._find(request)
+        if await self._objects.stat(file.object) is None:
+            raise ApiError(404, f"the content of {file_id(file.id)} is gone", code="not_found")
+        return StreamingResponse(
+            self._objects.get(file.object, sha256=file.sha256),
+            media_type="application/jsonl",
+            headers={"content-length": str(file.bytes)},
+        )
+
+    async def delete(self, request: Request) -> Response:
+        """Forget it."""
+        principal = await authenticate(request)
+        file = await self._find(request)
+
+        def decide(library: Library) -> Sequence[c.Payload]:
+            if library.reader(file.id) is not None:
+                raise ApiError(409, "a batch that has not ended reads this file", code="in_use")
+            return [c.FileDeleted(file=file.id)] if file.id in library.files else []
+
+        await self._shelf.change(decide, actor=principal.actor)
+        await self._objects.delete(file.object)
+        return json({"id": file_id(file.id), "object": "file", "deleted": True})
+
+    async def _find(self, request: Request) -> File:
+        principal = await authenticate(request)
+        public: str = request.path_params["id"]
+        file = (await self._shelf.look()).file(public)
+        if file is None or not shown(file.owner, principal):
+            raise ApiError(404, f"there is no file {public!r}", param="id", code="not_found")
+        return file
+
+
+def shown(owner: str, principal: Principal) -> bool:
+    """Whether somebody may see what belongs to ``owner``."""
+    return owner == principal.actor or principal.may("admin")
+
+
+def page(
+    request: Request, found: Sequence[T], show: Callable[[T], dict[str, Any]], *, limit: int
+) -> dict[str, Any]:
+    """A page of a list that is oldest first, as clients ask for it.
+
+    Raises:
+        ApiError: 400: a parameter is not as it should be.
+
+    """
+    query = request.query_params
+    wanted = query.get("limit", str(limit))
+    if not wanted.isascii() or not wanted.isdigit() or not 1 <= int(wanted[:9]) <= limit:
+        raise refusal("limit", f"limit must be a number from 1 to {limit}")
+    order = query.get("order", "desc")
+    if order not in ("asc", "desc"):
+        raise refusal("order", "order must be asc or desc")
+    rows = [show(each) for each in (found if order == "asc" else reversed(found))]
+    after = query.get("after")
+    if after is not None:
+        at = next((number for number, row in enumerate(rows, 1) if row["id"] == after), None)
+        if at is None:
+            raise refusal("after", f"there is no {after!r} in this list")
+        rows = rows[at:]
+    data = rows[: int(wanted)]
+    return {
+        "object": "list",
+        "data": data,
+        "first_id": data[0]["id"] if data else None,
+        "last_id": data[-1]["id"] if data else None,
+        "has_more": len(rows) > len(data),
+    }
+
+
+class _Upload:
+    """A form with one file, read as it comes.
+
+    Attributes:
+        name: Of the file; None as long as it has not begun.
+
+    """
+
+    def __init__(self, form: Form, stream: AsyncIterator[bytes], most: int) -> None:
+        self.name: str | None = None
+        self._form, self._most = form, most
+        self._parts = self._read(stream)
+
+    async def _read(self, stream: AsyncIterator[bytes]) -> AsyncIterator[Begin | bytes | End]:
+        async for data in stream:
+            for part in self._form.feed(data):
+                yield part
+        if not self._form.ended:
+            raise ApiError(400, "the form ends in its middle", code="invalid_form")
+
+    async def fields(self) -> dict[str, str]:
+        """Fields up to the file, or to the end."""
+        found: dict[str, str] = {}
+        field = ""
+        async for part in self._parts:
+            if isinstance(part, Begin):
+                if part.name == "file":
+                    if self.name is not None:
+                        raise refusal("file", "one file at a time")
+                    self.name = part.filename or ""
+                    return found
+                field = part.name[:64]
+                found[field] = ""
+            elif isinstance(part, bytes):
+                found[field] += part.decode("utf-8", "replace")
+                if len(found[field]) > MAX_FIELD or len(found) > 64:
+                    raise refusal(field, f"{field} is too long")
+        return found
+
+    async def content(self) -> AsyncIterator[bytes]:
+        """Content of the file."""
+        size = 0
+        async for part in self._parts:
+            if isinstance(part, End):
+                return
+            if isinstance(part, bytes):
+                size += len(part)
+                if size > self._most:
+                    message = f"the file is longer than {self._most:,} bytes (api.max_file)"
+                    raise ApiError(413, message, param="file", code="too_long")
+                yield part
