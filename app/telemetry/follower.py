@@ -89,6 +89,11 @@ class Telemetry:
         self._read: int | None = None  # folded up to here, not yet saved
         self._spans: list[Span] = []
 
+    @property
+    def place(self) -> int | None:
+        """The last event whose spans were exported; None while another process exports."""
+        return self._seq
+
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Export until cancelled, or until the store closes. No error of others ends it.
 

@@ -62,6 +62,7 @@ class MetricsPage:
             _part(self._log()) if tells else _nothing(),
             _part(self._projections()),
             _part(self._followers()),
+            _part(self._spans()),
         )
         found = [*self._own(), *(metric for part in parts for metric in part or ())]
         encode, kind = choose_encoder(request.headers.get("accept", ""))
@@ -105,6 +106,18 @@ class MetricsPage:
             _gauge("followers", "Conversations that clients have open here.", edge.followers),
             _gauge("followers_behind", "Those not caught up with.", len(edge.behind)),
             _gauge("follower_lag_events", "Events the slowest of them has still to get.", lag),
+        ]
+
+    async def _spans(self) -> list[Metric]:
+        """How the export of spans gets on, where this process does it."""
+        telemetry = self._subject.telemetry
+        if telemetry is None or telemetry.place is None:
+            return []
+        lag = await self._subject.store.head() - telemetry.place
+        about = "1 if no spans can be exported now."
+        return [
+            _gauge("telemetry_lag_events", "Events whose spans were not exported yet.", lag),
+            _gauge("telemetry_failed", about, telemetry.trouble is not None),
         ]
 
     # ----------------------------------------------------------------------- this process

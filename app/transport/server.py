@@ -212,7 +212,8 @@ async def _start(service: Service, group: TaskGroup, watched: Path | None) -> No
     group.start_soon(Sealer(service.store, every=every, seconds=seconds).run)
     group.start_soon(Archiver(service.store, service.config.archive).run)
     if service.config.telemetry.endpoint:
-        await group.start(_telemetry(service).run)
+        service.telemetry = _telemetry(service)
+        await group.start(service.telemetry.run)
     group.start_soon(service.hint)
     await group.start(service.runtime.run)
     group.start_soon(service.watch_workers)

@@ -26,6 +26,7 @@ from app.events.objects import Objects
 from app.events.store import StoreClosed, StoreError
 from app.events.url import Database, parse_url
 from app.projections.views import Views
+from app.telemetry.follower import Telemetry
 from app.transport import protocol as wire
 from app.transport.auth import Auth, needed
 from app.transport.connection import Edge
@@ -104,6 +105,7 @@ class Service:
         self.cache = self.edge.cache
         self.gate = Gate(config.server.host, config.server.origins)
         self.hub = Hub(self.edge.serve, gate=self.gate, max_frame=config.server.max_frame)
+        self.telemetry: Telemetry | None = None
         self.metrics = MetricsPage(self)
         self.stopping = asyncio.Event()
 

@@ -30,7 +30,7 @@ from app.telemetry.place import Keeper
 from app.telemetry.spans import span_id, trace_id
 from tests.support.server import Server, free_port, running
 from tests.telemetry.receiver import Received, Receiver, receiving
-from tests.transport.serving import raw, serving
+from tests.transport.serving import http, raw, serving
 
 TOOLS = """
 from app.chat.hooks import on_message
@@ -111,6 +111,9 @@ async def test_a_chat(tmp_path: Path, receiver: Receiver, monkeypatch: pytest.Mo
                 lambda spans: sum(span.name == "on_message" for span in spans) == 2,
             )
         started = await service.store.fetch(types=["run.started"])
+        page = (await http(f"{service.url}/metrics")).body.decode()
+        assert "everlog_telemetry_failed 0.0" in page
+        assert re.search(r"everlog_telemetry_lag_events \d+\.0", page)
     good, bad = (span for span in spans if span.name == "on_message")
     (tool,) = (span for span in spans if span.name == "execute_tool look_up")
     events = [e for e in started if decode(e).hook == "on_message"]  # type: ignore[union-attr]
