@@ -39,6 +39,12 @@ class ServerConfig(_Section, frozen=True, kw_only=True):
     origins: Annotated[
         list[str], _doc("Origins of other sites whose pages may open a WebSocket.")
     ] = []
+    cors_origins: Annotated[
+        list[str],
+        _doc(
+            "Origins of other sites whose scripts may use the HTTP API (CORS); * with a key only."
+        ),
+    ] = []
     max_frame: Annotated[int, _doc("Largest WebSocket message in bytes.", ge=1024)] = 1_048_576
     node: Annotated[
         str,

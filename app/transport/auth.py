@@ -280,7 +280,7 @@ class Auth:
 
     def foreign(self) -> Denied:
         """What a page of another site gets that has no key."""
-        message = "a page of another site needs an API key, or its origin in server.origins"
+        message = "a page of another site needs an API key, or its origin in server.cors_origins"
         return self._deny(403, "foreign_origin", message)
 
     def _deny(self, status: int, code: str, message: str, retry: float | None = None) -> Denied:

@@ -69,11 +69,8 @@ class Door:
         headers = Headers(scope=scope)
         principal = self._auth.identify(bearer(headers.get("authorization")))
         self._auth.check(principal, *wanted(scope["path"]))
-        if (
-            principal.key is None
-            and scope["method"] not in SAFE
-            and not self._gate.origin(headers.get("origin"), headers.get("host"))
-        ):
+        origin, host = headers.get("origin"), headers.get("host")
+        if principal.key is None and not self._gate.script(origin, host):
             raise self._auth.foreign()
         return principal
 

@@ -9,6 +9,7 @@ import anyio
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -122,7 +123,20 @@ def application(source: Source, gate: Gate, files: StaticFiles | None = None) ->
         ],
         exception_handlers=HANDLERS,
     )
-    return _Guard(Door(app, source.auth, gate), gate)
+    return _Guard(_cors(Door(app, source.auth, gate), gate.scripts), gate)
+
+
+def _cors(app: ASGIApp, origins: list[str]) -> ASGIApp:
+    """Let scripts of other sites read answers, if there are any that may."""
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["*"],
+        expose_headers=["x-request-id", "x-everlog-ignored", "retry-after", "retry-after-ms"],
+    )
 
 
 class _Guard:

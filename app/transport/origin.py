@@ -41,11 +41,17 @@ class Gate:
     Args:
         host: Address the server listens on.
         origins: Origins of other pages that may connect, such as ``https://chat.example.org``.
+        scripts: Origins of other pages whose scripts may make HTTP requests; ``*`` is any, but for
+            requests that have no key.
+
+    Attributes:
+        scripts: The same, as browsers write them.
 
     """
 
-    def __init__(self, host: str, origins: Sequence[str]) -> None:
+    def __init__(self, host: str, origins: Sequence[str], scripts: Sequence[str] = ()) -> None:
         self._origins = {origin.rstrip("/").lower() for origin in origins}
+        self.scripts = [origin.rstrip("/").lower() for origin in scripts]
         self._names = {_host(urlsplit(origin).netloc)[0] for origin in self._origins}
         self._local = is_loopback(host)
 
@@ -65,3 +71,7 @@ class Gate:
         own, own_port = _host((host or "").lower())
         default = _PORTS.get(parts.scheme)
         return bool(name) and name == own and (port or default) == (own_port or default)
+
+    def script(self, origin: str | None, host: str | None) -> bool:
+        """Whether a page of ``origin`` may make HTTP requests that have no key."""
+        return self.origin(origin, host) or (origin or "").lower() in self.scripts

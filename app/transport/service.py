@@ -103,7 +103,8 @@ class Service:
         self.edge = Edge(store, runtime, self.auth, self.welcome, self.standing)
         self.owners = self.edge.owners
         self.cache = self.edge.cache
-        self.gate = Gate(config.server.host, config.server.origins)
+        server = config.server
+        self.gate = Gate(server.host, server.origins, server.cors_origins)
         self.hub = Hub(self.edge.serve, gate=self.gate, max_frame=config.server.max_frame)
         self.telemetry: Telemetry | None = None
         self.metrics = MetricsPage(self)
