@@ -191,7 +191,7 @@ class ArchiveConfig(_Section, frozen=True, kw_only=True):
     """
 
     after_days: Annotated[
-        float, _doc("Age at which what was streamed is archived; 0 is never.", ge=0)
+        float, _doc("Age at which what was streamed, and vectors, are archived; 0 is never.", ge=0)
     ] = 0.0
     threads_after_days: Annotated[
         float, _doc("Age at which whole idle threads are archived; 0 is never.", ge=0)

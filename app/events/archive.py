@@ -37,8 +37,9 @@ __all__ = [
     "sweep",
 ]
 
-STREAMED = ("tokens.generated", "message.delta", "step.delta")
-"""What came piece by piece and stands whole in a later event; nobody misses it but a replay."""
+STREAMED = ("tokens.generated", "message.delta", "step.delta", "request.embedded")
+"""What came piece by piece and stands whole in a later event, or was large and for its sender
+alone; nobody misses it but a replay."""
 
 EVENTS = 10_000
 """Most events in a segment. They leave the table in one transaction, for which writers wait."""
@@ -216,7 +217,7 @@ class _Ended:
 
     async def has(self, event: Event) -> bool:
         """Whether what an event of `STREAMED` belongs to has ended."""
-        if event.type == "tokens.generated":
+        if event.type in ("tokens.generated", "request.embedded"):
             return True  # the queue knows better
         ended = self._streams.get(event.stream)
         if ended is None:

@@ -126,7 +126,52 @@ async def forget(store: LogStore) -> None:
     store._feed.reset(await store.head() + 1)
 
 
+async def embed(store: LogStore, request: str, *, ended: bool = True) -> None:
+    """A text that becomes a vector."""
+    stream, epoch = f"request/{request}", 1
+    asked = c.RequestQueued(
+        request=request, params=c.SamplingParams(), text="x", embed=c.Embedding()
+    )
+    await put(store, stream, new(asked, request=request))
+    [claimed] = await store.claim(worker="w", limit=1, lease=60)
+    more: list[c.Payload] = [
+        c.RequestStarted(request=request, epoch=epoch, model="m", weights="w", prompt_tokens=1),
+        c.RequestEmbedded(
+            request=request, epoch=epoch, vector="A" * 3072, dimensions=576, pooling="mean"
+        ),
+    ]
+    if ended:
+        more.append(
+            c.RequestFinished(
+                request=request,
+                epoch=epoch,
+                reason="stop",
+                text="",
+                usage=c.Usage(),
+                timings=c.Timings(),
+                batches=0,
+                digest="",
+            )
+        )
+    events = [new(payload, request=request) for payload in more]
+    await put(store, stream, *events, fence=Fence(request, claimed.epoch))
+
+
 # ------------------------------------------------------------------------------ what is the same
+
+
+async def test_vectors_are_archived_when_their_request_has_ended(store: LogStore) -> None:
+    await embed(store, "a")
+    await embed(store, "b", ended=False)
+    before = await everything(store)
+    done = await archive_streamed(store, before=FUTURE)
+    assert done.events == 1
+    left = [
+        event.stream for event, *_ in await store.hot(until=FUTURE, types=("request.embedded",))
+    ]
+    assert left == ["request/b"]
+    await forget(store)
+    assert (await everything(store))[: len(before)] == before
 
 
 async def test_readers_notice_nothing(store: LogStore, tmp_path: Path) -> None:
