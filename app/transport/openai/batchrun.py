@@ -42,6 +42,8 @@ REPORT_SECONDS = 1.0
 SLOW_REPORT_SECONDS = 15.0
 """The same if it was less."""
 
+LOST = c.LineError(code="file_missing", message="the input file is gone")
+
 Result = dict[str, Any]
 
 
@@ -97,15 +99,18 @@ class Run:
         good, bad = Results(), Results()
         with contextlib.closing(good), contextlib.closing(bad):
             helpers = [asyncio.create_task(each) for each in (self._report(), self._expire())]
+            lost: list[c.LineError] = []
             try:
                 async with contextlib.aclosing(self._results()) as results:
                     async for result in results:
                         (good if _good(result) else bad).add(result)
+            except ObjectMissing:
+                lost.append(LOST)
             finally:
                 for helper in helpers:
                     helper.cancel()
                 await asyncio.gather(*helpers, return_exceptions=True)
-            await self._end(good, bad)
+            await self._end(good, bad, lost)
 
     # ---------------------------------------------------------------------------- begin
 
@@ -138,7 +143,7 @@ class Run:
                 if not total % 100:
                     await asyncio.sleep(0)
         except ObjectMissing:
-            errors.append(c.LineError(code="file_missing", message="the input file is gone"))
+            errors.append(LOST)
         if not total and not errors:
             errors.append(c.LineError(code="empty_file", message="the input file has no lines"))
         return errors, total
@@ -158,7 +163,10 @@ class Run:
         waiting: deque[asyncio.Task[Result | None]] = deque()
         try:
             async for number, text in self._texts():
-                line = lines.read(text, number, url=self.batch.endpoint)
+                try:
+                    line = lines.read(text, number, url=self.batch.endpoint)
+                except ApiError:  # of a batch that was cancelled before its lines were looked at
+                    continue
                 await free.acquire()
                 task = asyncio.create_task(self._line(line))
                 task.add_done_callback(lambda _: free.release())
@@ -281,9 +289,9 @@ class Run:
                 with contextlib.suppress(StoreError, Taken):  # whoever matters will notice
                     await self._change(progressed)
 
-    async def _end(self, good: Results, bad: Results) -> None:
+    async def _end(self, good: Results, bad: Results, lost: list[c.LineError]) -> None:
         id = self.batch.id
-        if not self.over:
+        if not self.over and not lost:
             await self._change(c.BatchFinalizing(batch=id))
         files: list[c.FileCreated] = []
         ids: dict[str, str] = {}
@@ -297,7 +305,8 @@ class Run:
         state = "cancelled" if self._cancelled else "expired" if self._expired else "completed"
         ended = c.BatchEnded(
             batch=id,
-            state=state,
+            state="failed" if lost else state,
+            errors=lost,
             completed=self._completed,
             failed=self._failed,
             output=ids.get("output"),

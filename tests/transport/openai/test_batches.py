@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import openai
 import pytest
 from click.testing import CliRunner
@@ -20,12 +21,12 @@ from openai import AsyncOpenAI, OpenAI
 
 from app.cli import everlog
 from app.config import ApiConfig
-from app.events.catalogue import BatchCreated, RequestQueued
+from app.events.catalogue import BatchCancelling, BatchCreated, BatchStarted, RequestQueued
 from app.events.codec import decode
 from app.events.ids import uuid7
 from app.transport import keys
 from app.transport.openai.errors import ApiError
-from app.transport.openai.library import STREAM, batch_id
+from app.transport.openai.library import STREAM, batch_id, file_id
 from app.transport.openai.multipart import Begin, End, Form
 from app.transport.server import Service
 from tests.support.server import Server
@@ -288,17 +289,20 @@ async def test_cancelled_it_keeps_what_is_done(tmp_path: Path) -> None:
         assert (await client.batches.cancel(id)).status == "cancelled"
 
 
+async def by_hand(
+    service: Service, client: AsyncOpenAI, *lines: Any, seconds: float = 3600, **more: Any
+) -> BatchCreated:
+    """What a new batch is to the log."""
+    file = (await service.shelf.look()).file(await upload(client, *lines))
+    assert file is not None
+    about = {"input": file.id, "window": "24h", "owner": "user:local", **more}
+    expires = time.time_ns() + int(seconds * 1e9)
+    return BatchCreated(batch=uuid7(), endpoint=CHAT, expires=expires, **about)
+
+
 async def test_what_is_late_has_expired(service: Service) -> None:
     async with api(service) as client:
-        file = await upload(client, line("a"), line("b"))
-        batch = BatchCreated(
-            batch=uuid7(),
-            input=(await service.shelf.look()).file(file).id,  # type: ignore[union-attr]
-            endpoint=CHAT,
-            window="24h",
-            expires=time.time_ns() + 10**9,
-            owner="user:local",
-        )
+        batch = await by_hand(service, client, line("a"), line("b"), seconds=1)
         await service.shelf.change(lambda _: [batch])
         found = await ended(client, batch_id(batch.batch))
         assert found.status == "expired"
@@ -306,6 +310,35 @@ async def test_what_is_late_has_expired(service: Service) -> None:
         assert [each["error"]["code"] for each in late] == ["batch_expired"] * 2
         assert found.request_counts.failed == 2
         assert not await service.store.leases()
+
+
+async def test_cancelled_before_anybody_looked_at_it(service: Service) -> None:
+    async with api(service) as client:
+        batch = await by_hand(service, client, line("a"), b"{", line("a"))
+        cancelling = BatchCancelling(batch=batch.batch)
+        await service.shelf.change(lambda _: [batch, cancelling])
+        found = await ended(client, batch_id(batch.batch))
+        assert (found.status, found.output_file_id, found.error_file_id) == (
+            "cancelled",
+            None,
+            None,
+        )
+
+
+async def test_a_file_whose_object_is_lost(service: Service) -> None:
+    async with api(service) as client:
+        batch = await by_hand(service, client, line("a"))
+        file = (await service.shelf.look()).files[batch.input]
+        await service.objects.delete(file.object)
+        new = msgspec.structs.replace(batch, batch=uuid7())
+        begun = BatchStarted(batch=new.batch, total=1)
+        await service.shelf.change(lambda _: [batch, new, begun])
+        for each in (batch, new):
+            found = await ended(client, batch_id(each.batch))
+            assert found.status == "failed"
+            assert [error.code for error in found.errors.data] == ["file_missing"]
+        with pytest.raises(openai.NotFoundError, match="is gone"):
+            await client.files.content(file_id(file.id))
 
 
 async def test_keys_see_their_own(tmp_path: Path) -> None:
