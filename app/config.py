@@ -127,8 +127,8 @@ class ApiConfig(_Section, frozen=True, kw_only=True):
     ] = 600.0
     max_file: Annotated[int, _doc("Largest file that can be uploaded, in bytes.", ge=1)] = 200 << 20
     batch_requests: Annotated[
-        int, _doc("Most requests of a batch in the queue and at work at once.", ge=1)
-    ] = 128
+        int, _doc("Most lines of a batch in the queue and at work at once.", ge=1)
+    ] = 32
 
 
 class StreamConfig(_Section, frozen=True, kw_only=True):
