@@ -21,7 +21,13 @@ from openai import AsyncOpenAI, OpenAI
 
 from app.cli import everlog
 from app.config import ApiConfig
-from app.events.catalogue import BatchCancelling, BatchCreated, BatchStarted, RequestQueued
+from app.events.catalogue import (
+    BatchCancelling,
+    BatchClaimed,
+    BatchCreated,
+    BatchStarted,
+    RequestQueued,
+)
 from app.events.codec import decode
 from app.events.ids import uuid7
 from app.transport import keys
@@ -359,31 +365,42 @@ async def test_keys_see_their_own(tmp_path: Path) -> None:
             assert [each.id async for each in anna.batches.list()] == [id]
 
 
-async def test_another_node_goes_on(tmp_path: Path, postgres_url: str) -> None:
-    few = ApiConfig(batch_requests=4)
-    async with contextlib.AsyncExitStack() as stack:
-        one = await stack.enter_async_context(
-            serving(tmp_path, database=postgres_url, lease_seconds=1, node="one", api=few)
-        )
-        inner = contextlib.AsyncExitStack()
-        two = await inner.enter_async_context(
-            serving(tmp_path, database=postgres_url, lease_seconds=1, node="two", api=few)
-        )
+@pytest.mark.crash
+async def test_when_its_node_is_killed_another_one_goes_on(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    about: dict[str, Any] = {"database": postgres_url, "lease_seconds": 1}
+    env = {
+        "EVERLOG_SERVER__NODE": "two",
+        "EVERLOG_SERVER__LEASE_SECONDS": "1",
+        "EVERLOG_OBJECTS__URL": str(tmp_path / "objects"),
+        "EVERLOG_API__BATCH_REQUESTS": "4",
+    }
+    killed = Server(postgres_url, "--no-engine", env=env, output=tmp_path / "two.out")
+    async with (
+        serving(tmp_path, node="one", **about) as one,
+        api(one) as client,
+        engine(one) as worked,
+    ):
         one.batches.stop()  # so that it is the other one's first
-        client = await stack.enter_async_context(api(one))
-        worked = await stack.enter_async_context(engine(one))
-        await asyncio.sleep(0.1)
-        id = await create(client, await upload(client, *(line(f"id-{n}") for n in range(30))))
-        await worked.seen(8)
-        third = serving(tmp_path, database=postgres_url, lease_seconds=1, node="three", api=few)
-        await stack.enter_async_context(third)
-        await inner.aclose()
-        assert two.batches._stopping
-        batch = await ended(client, id, 40)
+        try:
+            await asyncio.to_thread(killed.start, ready=False)
+            id = await create(client, await upload(client, *(line(f"id-{n}") for n in range(30))))
+            await worked.seen(8)
+            worked.free.clear()
+            await asyncio.to_thread(killed.kill)
+        finally:
+            killed.gone()
+        worked.free.set()
+        async with serving(tmp_path, node="three", **about):
+            batch = await ended(client, id, 40)
         assert batch.request_counts.completed == 30
         events = await one.store.fetch(stream=STREAM, limit=1000)
-        nodes = [decode(e).node for e in events if e.type == "batch.claimed"]  # type: ignore[union-attr]
-        assert nodes == ["two", "three"]
+        claims = [decode(e) for e in events if e.type == "batch.claimed"]
+        assert [claim.node for claim in claims if isinstance(claim, BatchClaimed)] == [
+            "two",
+            "three",
+        ]
         every = [e async for e in one.store.read(types=["request.queued"])]
         assert len(every) == 30
 
