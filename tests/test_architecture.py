@@ -19,7 +19,7 @@ GROUND = {"errors", "config"}
 #: The side of the engine that lives in the core process: no event loop, no database.
 HOST_SIDE = {
     *("host", "supervisor", "hub", "flush", "recovery", "deadlines", "claims"),
-    *("keeper", "workers"),
+    *("keeper", "workers", "again"),
 }
 
 

@@ -15,6 +15,7 @@ from app.cli import (
     maintenance,
     models,
     redact,
+    rerun,
     serve,
     settings,
     worker,
@@ -38,6 +39,7 @@ _COMMANDS = (
         copy,
         backup,
         redact,
+        rerun,
     ),
     *(models, settings, doctor),
 )

@@ -48,6 +48,7 @@ ORDER = (
         "show",
         "replay",
         "timeline",
+        "re-run",
         "events",
         "head",
         "verify",

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from hashlib import sha256
-
-import msgspec
 
 from app.config import StreamConfig
 from app.engine.flush import Answer, Flusher
 from app.engine.frames import Add, Cancel, Failed, FromCore, Preempted, Resumed, Started, Step
-from app.engine.recovery import History, Strikes, history, queued
+from app.engine.recovery import History, Strikes, history, queued, seeded
 from app.engine.sampling import validate
 from app.engine.supervisor import CoreProcess
 from app.errors import InputError
 from app.events import codec
-from app.events.catalogue import RequestQueued, SamplingParams
+from app.events.catalogue import RequestQueued
 from app.events.store import Claimed, EventStore, Fence, Outcome
 
 __all__ = ["Claims"]
@@ -209,7 +206,7 @@ class Claims:
 def _add(answer: Answer, claim: Claimed, payload: RequestQueued) -> Add:
     return Add(
         request=answer.key,
-        params=_seeded(payload),
+        params=seeded(payload),
         messages=payload.messages,
         text=payload.text,
         prompt=payload.prompt,
@@ -222,11 +219,3 @@ def _add(answer: Answer, claim: Claimed, payload: RequestQueued) -> Add:
         template=payload.template,
         embed=payload.embed,
     )
-
-
-def _seeded(payload: RequestQueued) -> SamplingParams:
-    """A request without a seed gets one that every claim of it finds again."""
-    if payload.params.seed is not None:
-        return payload.params
-    digest = sha256(payload.request.encode()).digest()
-    return msgspec.structs.replace(payload.params, seed=int.from_bytes(digest[:8]) >> 1)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from hashlib import sha256
 
+from app import __version__
 from app.config import StreamConfig
 from app.engine.frames import Output, Ready, Started
 from app.engine.recovery import History
@@ -100,6 +101,8 @@ class Answer:
                 cached_tokens=frame.cached_tokens,
                 resumed_tokens=len(self.past.tokens),
                 queue_ms=self._queue_ms(),
+                dtype=self._model.dtype,
+                version=__version__,
             )
         )
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from hashlib import sha256
 from typing import Protocol
 
 import msgspec
 
 from app.events import codec
-from app.events.catalogue import RequestQueued, TokensGenerated
+from app.events.catalogue import RequestQueued, SamplingParams, TokensGenerated
 from app.events.store import Claimed, EventStore
 
-__all__ = ["History", "Strikes", "history", "queued"]
+__all__ = ["History", "Strikes", "history", "queued", "seeded"]
 
 
 class History(msgspec.Struct, kw_only=True):
@@ -51,6 +52,14 @@ def queued(claimed: Claimed) -> RequestQueued:
     if not isinstance(payload, RequestQueued):
         raise ValueError(f"request.queued has schema {claimed.queued.schema}, which is newer")
     return payload
+
+
+def seeded(payload: RequestQueued) -> SamplingParams:
+    """A request without a seed gets one that every claim of it finds again."""
+    if payload.params.seed is not None:
+        return payload.params
+    digest = sha256(payload.request.encode()).digest()
+    return msgspec.structs.replace(payload.params, seed=int.from_bytes(digest[:8]) >> 1)
 
 
 async def history(store: EventStore, claimed: Claimed) -> History:

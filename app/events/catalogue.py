@@ -449,7 +449,11 @@ class RequestClaimed(Payload, frozen=True, kw_only=True):
 
 @event("request.started")
 class RequestStarted(Payload, frozen=True, kw_only=True):
-    """It got its first slot in a batch. ``prompt_tokens`` counts the rendered prompt."""
+    """It got its first slot in a batch. ``prompt_tokens`` counts the rendered prompt.
+
+    ``weights`` is the digest of the model's files, ``dtype`` the arithmetic (``float32``,
+    ``bfloat16``) and ``version`` that of Everlog: with the same, it can be run again.
+    """
 
     request: str
     epoch: int
@@ -459,6 +463,8 @@ class RequestStarted(Payload, frozen=True, kw_only=True):
     cached_tokens: int = 0
     resumed_tokens: int = 0
     queue_ms: float = 0.0
+    dtype: str | None = None
+    version: str | None = None
 
 
 @event("request.preempted")

@@ -161,6 +161,8 @@ RULES: dict[type[msgspec.Struct], dict[str, Any]] = {
         "cached_tokens": KEEP,
         "resumed_tokens": KEEP,
         "queue_ms": KEEP,
+        "dtype": KEEP,
+        "version": KEEP,
     },
     c.RequestPreempted: {"request": KEEP, "epoch": KEEP, "reason": KEEP},
     c.RequestResumed: {"request": KEEP, "epoch": KEEP},
