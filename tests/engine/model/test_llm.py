@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,9 @@ SHORT = SamplingParams(max_tokens=6)
 
 @pytest.fixture(scope="module")
 def llm(model_path: Path) -> Iterator[LLM]:
-    with LLM(str(model_path), **SMALL) as loaded:
+    with ThreadPoolExecutor(1) as pool:  # it outlives the thread that made it
+        made = pool.submit(LLM, str(model_path), **SMALL).result()
+    with made as loaded:
         yield loaded
 
 

@@ -136,6 +136,7 @@ async def engine(service: Service) -> AsyncIterator[Engine]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+        await service.store.expire(worker="test", reason="drained")
 
 
 def api(service: Service, key: str = "none") -> AsyncOpenAI:
@@ -363,6 +364,26 @@ async def test_keys_see_their_own(tmp_path: Path) -> None:
             assert not [each async for each in ben.files.list()]
             assert not [each async for each in ben.batches.list()]
             assert [each.id async for each in anna.batches.list()] == [id]
+
+
+async def test_a_server_that_is_started_again_goes_on(tmp_path: Path) -> None:
+    few = ApiConfig(batch_requests=4)
+    async with (
+        serving(tmp_path, api=few) as service,
+        api(service) as client,
+        engine(service) as worked,
+    ):
+        id = await create(client, await upload(client, *(line(f"id-{n}") for n in range(30))))
+        await worked.seen(8)
+    port = int(service.url.rpartition(":")[2])
+    async with (
+        serving(tmp_path, api=few, port=port) as again,
+        api(again) as client,
+        engine(again),
+    ):
+        batch = await ended(client, id)
+        assert (batch.status, batch.request_counts.completed) == ("completed", 30)
+        assert len([e async for e in again.store.read(types=["request.queued"])]) == 30
 
 
 @pytest.mark.crash
