@@ -24,7 +24,7 @@ class Run(msgspec.Struct, kw_only=True):
         seconds: Of all steps behind the prompts, from the first step that computes only last tokens
             or what follows them.
         tokens: That these steps brought.
-        steps: How many there were.
+        works: How often one of the requests was computed in them.
         drafts: Tokens that were drafted, and how many of them were right.
 
     """
@@ -32,7 +32,7 @@ class Run(msgspec.Struct, kw_only=True):
     outputs: list[list[int]]
     seconds: float = 0.0
     tokens: int = 0
-    steps: int = 0
+    works: int = 0
     drafts: tuple[int, int] = (0, 0)
 
 
@@ -73,7 +73,7 @@ def complete(
             if result.reason is not None:
                 runner.release(result.sequence.request)
         run.seconds += (time.perf_counter() - began) * begun
-        run.steps += begun
+        run.works += len(works) * begun
     if speculator is not None:
         for request in outputs:
             speculator.release(request)

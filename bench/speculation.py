@@ -124,7 +124,7 @@ def _measure(
     last = turns[1][-1]
     pairs = zip(turns[0][-1].outputs, last.outputs, strict=True)
     same = [a == b for x, y in pairs for a, b in zip(x, y, strict=True)]
-    row = [task, batch, off, on, on / off, last.tokens / last.steps / batch, *last.drafts]
+    row = [task, batch, off, on, on / off, last.tokens / last.works, *last.drafts]
     return [*row, f"{sum(same) / len(same):.0%}"], on / off
 
 

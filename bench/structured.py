@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
             off = found["no form"]
             for name in _FORMS:
                 ratio = _speed(found[name]) / _speed(off)
-                each = found[name][-1].tokens / found[name][-1].steps / batch
+                each = found[name][-1].tokens / found[name][-1].works
                 rows.append([name, how, batch, _speed(off), _speed(found[name]), ratio, each])
                 goals.append(Goal(f"{name}, {how}, batch {batch}: as fast as without", ratio, 0.9))
     info = runner.info

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from app.engine.logprobs import logprobs
-from app.engine.masks import Bits, spread
+from app.engine.masks import Bits, members
 from app.engine.processors import Processor, Processors
 from app.engine.sampler import Sampler, too_short
 from app.engine.sampling import TokenLogprobs
@@ -237,8 +237,10 @@ class _Hook:
                 self._error = f"logits processor {name}: {type(error).__name__}: {error}"
                 return
         if self.mask is not None:
-            allowed = spread([self.mask], len(scores))[0].to(scores.device)
-            scores.masked_fill_(~allowed, -torch.inf)
+            allowed = torch.from_numpy(members(self.mask, len(scores))).to(scores.device)
+            left = torch.full_like(scores, -torch.inf)
+            left[allowed] = scores[allowed]
+            scores.copy_(left)
         if not torch.isfinite(scores.max()):
             self._error = "its logits processors leave no token to choose"
 

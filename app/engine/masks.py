@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["Bits", "has", "less", "members", "spread", "words"]
+__all__ = ["Bits", "has", "less", "members", "restrict", "words"]
 
 Bits = np.ndarray[Any, np.dtype[np.uint8]]
 """``[4 * words(vocab)]``; bits behind the vocabulary mean nothing."""
@@ -27,7 +27,7 @@ def has(bits: Bits, token: int) -> bool:
 
 def members(bits: Bits, vocab: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     """The tokens of a set, ascending."""
-    return np.flatnonzero(np.unpackbits(bits, count=vocab, bitorder="little"))
+    return np.flatnonzero(np.unpackbits(bits, count=vocab, bitorder="little").view(np.bool_))
 
 
 def less(bits: Bits, without: Iterable[int], vocab: int) -> Bits:
@@ -39,7 +39,19 @@ def less(bits: Bits, without: Iterable[int], vocab: int) -> Bits:
     return left if len(members(left, vocab)) else bits
 
 
-def spread(sets: Seq[Bits], vocab: int) -> torch.Tensor:
-    """Bool ``[sets, vocab]``: which tokens are in each set."""
-    rows = np.unpackbits(np.stack(sets), axis=1, count=vocab, bitorder="little")
-    return torch.from_numpy(rows).view(torch.bool)
+def restrict(scores: torch.Tensor, sets: Seq[Bits]) -> torch.Tensor:
+    """Float32 ``[sets, vocab]``: the scores, with minus infinity where a token is not in the set.
+
+    Args:
+        scores: ``[sets, vocab]`` or, for one set, ``[vocab]``; finite or minus infinity.
+        sets: One for each row.
+
+    """
+    # eight at a time: a byte chooses a row of addends; several times as fast as masks of bools
+    addends = np.take(_ADDENDS, np.stack(sets), axis=0).reshape(len(sets), -1)
+    return scores + torch.from_numpy(addends[:, : scores.shape[-1]]).to(scores.device)
+
+
+_ADDENDS = np.where(
+    np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), 0, -np.inf
+).astype(np.float32)

@@ -19,7 +19,7 @@ from collections.abc import Sequence as Seq
 import numpy as np
 import torch
 
-from app.engine.masks import Bits, has, members, spread
+from app.engine.masks import Bits, has, restrict
 from app.engine.philox import uniform
 from app.engine.sampling import SamplingParams
 from app.engine.sequence import Sequence
@@ -202,27 +202,22 @@ def _bias(scores: torch.Tensor, sequences: Seq[Sequence]) -> None:
 
 
 def _restrict(scores: torch.Tensor, masks: Mapping[int, Bits]) -> None:
-    if not masks:
-        return
-    rows, vocab = list(masks), scores.shape[1]
-    allowed = spread(list(masks.values()), vocab).to(scores.device)
-    if len(rows) == len(scores) and rows == sorted(rows):
-        scores.masked_fill_(~allowed, -torch.inf)
-        return
-    index = torch.tensor(rows, device=scores.device)
-    scores[index] = scores[index].masked_fill_(~allowed, -torch.inf)
+    if masks:
+        index = torch.tensor(list(masks), device=scores.device)
+        scores[index] = restrict(scores[index], list(masks.values()))
 
 
 def _choose(tokens: list[int], logits: torch.Tensor, masks: Mapping[int, Bits]) -> None:
     """Replace the greedy tokens that masks forbid by the best that they allow.
 
-    The best of all that is allowed is the best allowed; mostly that is so, and nothing is to do.
+    The best of all that is allowed is the best allowed; often that is so, and nothing is to do.
     """
-    for row, bits in masks.items():
-        if not has(bits, tokens[row]):
-            allowed = torch.from_numpy(members(bits, logits.shape[1])).to(logits.device)
-            best = int(logits[row].index_select(0, allowed).max(0).indices)
-            tokens[row] = int(allowed[best])
+    wrong = {row: bits for row, bits in masks.items() if not has(bits, tokens[row])}
+    if wrong:
+        part = logits[torch.tensor(list(wrong), device=logits.device)].float()
+        best = _greedy(restrict(part, list(wrong.values())))
+        for row, token in zip(wrong, best, strict=True):
+            tokens[row] = token
 
 
 def too_short(sequence: Sequence) -> bool:
@@ -231,7 +226,10 @@ def too_short(sequence: Sequence) -> bool:
 
 
 def _greedy(scores: torch.Tensor) -> list[int]:
-    # max, not argmax: the same first maximum, several times faster on CPU
+    """The first of the most probable tokens of each row."""
+    if scores.device.type == "cpu":  # numpy finds it several times faster than torch
+        found: list[int] = scores.float().numpy().argmax(-1).tolist()
+        return found
     tokens: list[int] = scores.max(-1).indices.tolist()
     return tokens
 
