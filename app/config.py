@@ -102,6 +102,12 @@ class EngineConfig(_Section, frozen=True, kw_only=True):
     max_context: Annotated[int, _doc("Longest sequence; 0 takes the model's.", ge=0)] = 0
     policy: Annotated[Literal["fcfs", "priority"], _doc("Which request goes first.")] = "fcfs"
     prefix_cache: Annotated[bool, _doc("Share computed blocks between requests.")] = True
+    deterministic: Annotated[
+        bool,
+        _doc(
+            "Same request, same tokens and probabilities to the bit, whatever else runs; CPU only."
+        ),
+    ] = False
     pooling: Annotated[
         Literal["mean", "last", "off"],
         _doc("What embeddings are made of: the mean over all tokens, or the last one; off: none."),

@@ -18,7 +18,7 @@ import torch
 
 from app.engine.cache import KVCache
 
-__all__ = ["AttentionBackend", "Span", "TorchAttention"]
+__all__ = ["AttentionBackend", "Span", "TorchAttention", "Writes"]
 
 _MAX_GATHER = 1 << 16  # positions gathered at once: bounds memory with many long sequences
 _ROWS = 128  # query tokens of a prefill at once: bounds the matrix of scores
@@ -55,6 +55,38 @@ class AttentionBackend(ABC):
         """See ``models.base.Attend``."""
 
 
+class Writes:
+    """Where a step's keys and values go in the cache."""
+
+    def __init__(self, cache: KVCache) -> None:
+        self._cache = cache
+        shape = cache.shape
+        self._slots = list(cache.data.view(shape.layers, -1, shape.head_dim).unbind())
+
+    def plan(self, spans: Seq[Span]) -> None:
+        """Prepare a step, as in ``AttentionBackend.plan``."""
+        size, kv = self._cache.block_size, self._cache.shape.kv_heads
+        blocks, offsets = [], []
+        for span in spans:
+            positions = np.arange(span.start, span.end)
+            first = span.start // size
+            table = np.asarray(span.blocks[first : -(-span.end // size)])
+            blocks.append(table[positions // size - first])
+            offsets.append(positions % size)
+        block, offset = np.concatenate(blocks), np.concatenate(offsets)
+        head = np.arange(kv)
+        keys = ((block[:, None] * 2 * kv + head) * size + offset[:, None]).reshape(-1)
+        device = self._cache.data.device
+        self._keys = torch.from_numpy(keys).to(device)
+        self._values = torch.from_numpy(keys + kv * size).to(device)
+
+    def write(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Store ``[N, kv_heads, head_dim]`` each."""
+        slots, dim = self._slots[layer], self._cache.shape.head_dim
+        slots.index_copy_(0, self._keys, k.reshape(-1, dim))
+        slots.index_copy_(0, self._values, v.reshape(-1, dim))
+
+
 class _Group(NamedTuple):
     """Query rows that are computed together.
 
@@ -81,16 +113,15 @@ class TorchAttention(AttentionBackend):
         self._scale = shape.head_dim**-0.5
         self._device, self._dtype = cache.data.device, cache.data.dtype
         pages = cache.data.view(shape.layers, -1, cache.block_size * shape.head_dim)
-        slots = cache.data.view(shape.layers, -1, shape.head_dim)
         self._pages = list(pages.unbind())
-        self._slots = list(slots.unbind())
+        self._writes = Writes(cache)
         self._groups: list[_Group] = []
 
     # ------------------------------------------------------------------------------ plan
 
     def plan(self, spans: Seq[Span], decodes: int) -> None:
         """See ``AttentionBackend.plan``."""
-        self._plan_writes(spans)
+        self._writes.plan(spans)
         self._groups = []
         at = 0
         while at < decodes:
@@ -102,21 +133,6 @@ class TorchAttention(AttentionBackend):
                 part = Span(span.start + first, min(_ROWS, span.length - first), span.blocks)
                 self._groups.append(self._prefill_group(at + first, part))
             at += span.length
-
-    def _plan_writes(self, spans: Seq[Span]) -> None:
-        size, kv = self._cache.block_size, self._kv
-        blocks, offsets = [], []
-        for span in spans:
-            positions = np.arange(span.start, span.end)
-            first = span.start // size
-            table = np.asarray(span.blocks[first : -(-span.end // size)])
-            blocks.append(table[positions // size - first])
-            offsets.append(positions % size)
-        block, offset = np.concatenate(blocks), np.concatenate(offsets)
-        head = np.arange(kv)
-        keys = ((block[:, None] * 2 * kv + head) * size + offset[:, None]).reshape(-1)
-        self._key_slots = self._index(keys)
-        self._value_slots = self._index(keys + kv * size)
 
     def _take(self, spans: Seq[Span]) -> Seq[Span]:
         """As many as waste little: none shorter than half the first, bounded in total."""
@@ -175,9 +191,8 @@ class TorchAttention(AttentionBackend):
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """See ``models.base.Attend``."""
-        slots, pages = self._slots[layer], self._pages[layer]
-        slots.index_copy_(0, self._key_slots, k.reshape(-1, self._dim))
-        slots.index_copy_(0, self._value_slots, v.reshape(-1, self._dim))
+        self._writes.write(layer, k, v)
+        pages = self._pages[layer]
         if len(self._groups) == 1:
             return self._mix(self._groups[0], pages, q)
         return torch.cat([self._mix(group, pages, q[group.rows]) for group in self._groups])

@@ -46,6 +46,8 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True):
         max_context: Longest sequence; 0 takes the model's.
         policy: ``fcfs`` or ``priority``.
         prefix_cache: Whether computed blocks are shared between requests.
+        deterministic: Whether tokens and their probabilities depend on the request alone, to the
+            bit, whatever else is computed.
         pooling: What embeddings are made of: ``mean``, ``last`` or ``off``.
         speculation: ``ngram`` or ``off``.
         draft_tokens: Most tokens drafted for a sequence in a step.
@@ -64,6 +66,7 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     policy: str = "fcfs"
     prefix_cache: bool = True
     pooling: str = "mean"
+    deterministic: bool = False
     speculation: str = "off"
     draft_tokens: int = 16
 

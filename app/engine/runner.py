@@ -20,8 +20,10 @@ from app.engine.models.base import Model
 from app.engine.models.linear import packs
 from app.engine.models.registry import lookup
 from app.engine.pooling import Pooler
+from app.engine.proof import prove
 from app.engine.sequence import Draw, Sequence, Work
 from app.engine.template import ChatTemplate
+from app.engine.tiles import TiledAttention
 from app.engine.tokenizer import Tokenizer
 from app.engine.weights import digest, open_checkpoint
 from app.errors import StartupError
@@ -106,7 +108,13 @@ class ModelRunner:
             hashing = pool.submit(digest, checkpoint.files)
             tokenizer = Tokenizer.load(checkpoint)
             kind = lookup(checkpoint)
-            model = kind.load(checkpoint, device=device, dtype=dtype, context=config.max_context)
+            model = kind.load(
+                checkpoint,
+                device=device,
+                dtype=dtype,
+                context=config.max_context,
+                **_promise(config, device, kind),
+            )
             architecture, weights = checkpoint.architecture, hashing.result()
         blocks = plan_blocks(
             model.shape,
@@ -119,7 +127,9 @@ class ModelRunner:
         cache = KVCache(
             model.shape, blocks=blocks, block_size=config.block_size, device=device, dtype=dtype
         )
-        attention = TorchAttention(cache)
+        attention = TiledAttention(cache) if config.deterministic else TorchAttention(cache)
+        if config.deterministic:
+            prove(model, attention, cache)
         _warm_up(model, attention, cache)
         info = ModelInfo(
             name=Path(config.model).name,
@@ -262,6 +272,23 @@ def _place(config: CoreConfig) -> tuple[torch.device, torch.dtype]:
         fast = name == "cuda" or packs(device, torch.bfloat16)
         return device, torch.bfloat16 if fast else torch.float32
     return device, {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+
+
+def _promise(config: CoreConfig, device: torch.device, kind: type[Model]) -> dict[str, bool]:
+    """What a model is told so that it is deterministic, if that is wanted."""
+    if not config.deterministic:
+        return {}
+    if device.type != "cpu":
+        raise StartupError(
+            "engine.deterministic is for the CPU: on a GPU the order of sums depends on the batch",
+            hint="Set engine.device to cpu, or engine.deterministic to false.",
+        )
+    if not kind.invariant:
+        raise StartupError(
+            f"engine.deterministic: the architecture {kind.__name__} does not offer it",
+            hint="Set engine.deterministic to false.",
+        )
+    return {"deterministic": True}
 
 
 @torch.inference_mode()

@@ -58,12 +58,15 @@ class Model(ABC):
         gguf: Names in ``general.architecture`` of a GGUF file that this class runs.
         shape: Sizes.
         parameters: How many numbers the model learned (tied ones once).
+        invariant: Whether `load` takes ``deterministic``, and rows of a pass then come out the
+            same, bit for bit, whatever other rows there are.
         width: Length of a hidden state, for architectures that give them (`hidden`, `head`).
 
     """
 
     architectures: ClassVar[tuple[str, ...]] = ()
     gguf: ClassVar[tuple[str, ...]] = ()
+    invariant: ClassVar[bool] = False
     shape: ModelShape
     parameters: int
     width: int = 0
@@ -71,9 +74,16 @@ class Model(ABC):
     @classmethod
     @abstractmethod
     def load(
-        cls, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, context: int
+        cls,
+        checkpoint: Checkpoint,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        context: int,
     ) -> Model:
         """Read the weights tensor by tensor. ``context`` 0 takes the model's own.
+
+        An architecture that is ``invariant`` takes ``deterministic`` beside these.
 
         Raises:
             StartupError: the checkpoint does not fit this architecture.

@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from app.engine.models.base import Attend, Model, ModelShape
+from app.engine.models.invariant import InvariantLinears
 from app.engine.models.linear import Linear
 from app.engine.models.rope import Rope, frequencies
 from app.engine.weights import Checkpoint, Damaged
@@ -119,8 +120,10 @@ class _Reader:
         checkpoint: Checkpoint,
         config: LlamaConfig,
         place: Callable[[torch.Tensor], torch.Tensor],
+        linear: Callable[[torch.Tensor, torch.Tensor | None], Linear],
     ) -> None:
         self.checkpoint, self.config, self.place = checkpoint, config, place
+        self.linear = linear
         self.names = checkpoint.names()
         self.parameters = 0
 
@@ -148,7 +151,7 @@ class _Reader:
         bias = None
         if self.has(f"{names[0]}.bias"):
             bias = torch.cat([self(f"{n}.bias", r) for n, r in zip(names, rows, strict=True)])
-        return Linear(weight, bias)
+        return self.linear(weight, bias)
 
     def _stored(self, name: str) -> str:
         if self.checkpoint.format != "gguf":
@@ -171,9 +174,17 @@ class Llama(Model):
 
     architectures = ("LlamaForCausalLM",)
     gguf = ("llama",)
+    invariant = True
 
-    def __init__(self, config: LlamaConfig, read: _Reader, rope: Rope, context: int) -> None:
-        self.config, self._rope = config, rope
+    def __init__(
+        self,
+        config: LlamaConfig,
+        read: _Reader,
+        rope: Rope,
+        context: int,
+        silu: Callable[[torch.Tensor], torch.Tensor] = F.silu,
+    ) -> None:
+        self.config, self._rope, self._silu = config, rope, silu
         self.shape = ModelShape(
             layers=config.num_hidden_layers,
             heads=config.num_attention_heads,
@@ -189,7 +200,7 @@ class Llama(Model):
         if read.has("lm_head.weight"):
             self._head = read.fused(("lm_head",), (config.vocab_size,), config.hidden_size)
         else:
-            self._head = Linear(self._embed)
+            self._head = read.linear(self._embed, None)
         self.parameters = read.parameters
 
     def _layer(self, read: _Reader, index: int) -> _Layer:
@@ -211,7 +222,13 @@ class Llama(Model):
 
     @classmethod
     def load(
-        cls, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, context: int
+        cls,
+        checkpoint: Checkpoint,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        context: int,
+        deterministic: bool = False,
     ) -> Llama:
         """Read the weights. See ``Model.load``."""
         try:
@@ -232,8 +249,9 @@ class Llama(Model):
             )
         context = context or longest
         rope = Rope(freqs, context, device=device, dtype=dtype)
-        read = _Reader(checkpoint, config, lambda t: t.to(device, dtype))
-        return cls(config, read, rope, context)
+        linear = InvariantLinears() if deterministic else Linear
+        read = _Reader(checkpoint, config, lambda t: t.to(device, dtype), linear)
+        return cls(config, read, rope, context, _silu if deterministic else F.silu)
 
     def forward(
         self,
@@ -273,7 +291,13 @@ class Llama(Model):
             mixed = attend(index, qk[:, :heads], qk[:, heads:], qkv[:, heads + kv :])
             h = layer.out.add_to(h, mixed)
             gate_up = layer.gate_up(F.rms_norm(h, width, layer.norm2, eps))
-            h = layer.down.add_to(h, F.silu(gate_up[:, :wide]).mul_(gate_up[:, wide:]))
+            h = layer.down.add_to(h, self._silu(gate_up[:, :wide]).mul_(gate_up[:, wide:]))
         if rows is not None:
             h = h.index_select(0, rows)
         return F.rms_norm(h, width, self._norm, eps)
+
+
+def _silu(x: torch.Tensor) -> torch.Tensor:
+    """``F.silu``, which rounds the last few of a row otherwise where its width is odd."""
+    wide = x.float()
+    return (wide / wide.neg().exp_().add_(1)).to(x.dtype)
