@@ -122,7 +122,10 @@ def _execute(loaded: Loaded, found: list[Logged]) -> tuple[list[Comparison], Cor
 
     engine = loaded.config.engine
     names = [name for name in CoreConfig.__struct_fields__ if name != "model"]
-    config = offline_config(engine.model, {name: getattr(engine, name) for name in names})
+    settings = {name: getattr(engine, name) for name in names}
+    if any(logged.started and logged.started.deterministic for logged in found):
+        settings["deterministic"] = True  # as it was; then nothing else may come out
+    config = offline_config(engine.model, settings)
     asked = [add(logged) for logged in found if _runs(logged)]
     outcomes = {}
     with contextlib.closing(Child(config)) as child, bar("Again", len(asked)) as advance:

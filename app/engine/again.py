@@ -264,4 +264,14 @@ def _notes(logged: Logged, ready: Ready) -> list[str]:
         notes.append(f"other arithmetic: {started.dtype} then, {ready.dtype} now")
     if started.version is not None and started.version != VERSION:
         notes.append(f"another version of Everlog: {started.version} then, {VERSION} now")
+    for what, then, now in (
+        ("number of threads", started.threads, ready.threads),
+        ("set of CPU instructions", started.cpu, ready.cpu),
+        ("version of torch", started.torch, ready.torch),
+    ):
+        if then is not None and then != now:
+            notes.append(f"another {what}: {then} then, {now} now")
+    if not (started.deterministic and ready.deterministic):
+        when = "now" if started.deterministic else "then"
+        notes.append(f"engine.deterministic was off {when}: what ran beside it has a part in sums")
     return notes

@@ -100,6 +100,9 @@ class Core:
             load_time=info.load_time,
             eos=list(info.eos),
             pooling=self._pooling if info.width else "off",
+            deterministic=info.deterministic,
+            cpu=info.cpu,
+            torch=info.torch,
         )
 
     def _flush(self) -> None:

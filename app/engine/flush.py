@@ -103,6 +103,10 @@ class Answer:
                 queue_ms=self._queue_ms(),
                 dtype=self._model.dtype,
                 version=__version__,
+                deterministic=self._model.deterministic,
+                threads=self._model.threads,
+                cpu=self._model.cpu or None,
+                torch=self._model.torch or None,
             )
         )
 

@@ -112,7 +112,8 @@ class Stop(_Frame, frozen=True, kw_only=True):
 class Ready(_Frame, frozen=True, kw_only=True):
     """The model is loaded. ``weights`` is the digest of the files; times in seconds.
 
-    ``pooling`` says how embeddings are made; ``off`` if they are not.
+    ``pooling`` says how embeddings are made; ``off`` if they are not. ``cpu`` names the
+    instructions that torch uses, ``torch`` is its version.
     """
 
     model: str
@@ -128,6 +129,9 @@ class Ready(_Frame, frozen=True, kw_only=True):
     load_time: float
     eos: list[int]
     pooling: str = "off"
+    deterministic: bool = False
+    cpu: str = ""
+    torch: str = ""
 
 
 class Started(_Frame, frozen=True, kw_only=True):

@@ -48,6 +48,9 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
         width: Length of its hidden states; 0: it does not give them.
         eos: Ids that end a generation.
         load_time: Seconds.
+        deterministic: Whether a request's bits depend on it alone.
+        cpu: Instructions that torch uses.
+        torch: Its version.
 
     """
 
@@ -64,6 +67,9 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     width: int
     eos: list[int]
     load_time: float
+    deterministic: bool
+    cpu: str
+    torch: str
 
 
 class ModelRunner:
@@ -145,6 +151,9 @@ class ModelRunner:
             width=model.width,
             eos=tokenizer.eos,
             load_time=time.perf_counter() - began,
+            deterministic=config.deterministic,
+            cpu=torch.backends.cpu.get_cpu_capability(),
+            torch=torch.__version__,
         )
         return cls(model, attention, Drawer(tokenizer, model.shape.vocab), tokenizer, info)
 

@@ -453,6 +453,8 @@ class RequestStarted(Payload, frozen=True, kw_only=True):
 
     ``weights`` is the digest of the model's files, ``dtype`` the arithmetic (``float32``,
     ``bfloat16``) and ``version`` that of Everlog: with the same, it can be run again.
+    ``deterministic`` says whether others in the batch had no part in its bits; ``threads``, the
+    instructions of the ``cpu`` that were used, and the version of ``torch`` have.
     """
 
     request: str
@@ -465,6 +467,10 @@ class RequestStarted(Payload, frozen=True, kw_only=True):
     queue_ms: float = 0.0
     dtype: str | None = None
     version: str | None = None
+    deterministic: bool | None = None
+    threads: int | None = None
+    cpu: str | None = None
+    torch: str | None = None
 
 
 @event("request.preempted")

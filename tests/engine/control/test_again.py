@@ -29,9 +29,21 @@ READY = Ready(
     parameters=1,
     load_time=0.0,
     eos=[2],
+    deterministic=True,
+    cpu="AVX2",
+    torch="2",
 )
 STARTED = c.RequestStarted(
-    request="q", epoch=1, model="m", weights="w" * 64, prompt_tokens=2, dtype="float32"
+    request="q",
+    epoch=1,
+    model="m",
+    weights="w" * 64,
+    prompt_tokens=2,
+    dtype="float32",
+    deterministic=True,
+    threads=1,
+    cpu="AVX2",
+    torch="2",
 )
 
 
@@ -102,6 +114,11 @@ def test_what_was_otherwise_is_named() -> None:
     assert "wwwwwwwwwwww" in notes
     assert "xxxxxxxxxxxx" in notes
     assert "float32 then, bfloat16 now" in notes
+    assert "deterministic" not in notes
+    ready = msgspec.structs.replace(READY, threads=2, cpu="AVX512", torch="3", deterministic=False)
+    notes = " ".join(compare(logged([5]), outcome([5]), ready).notes)
+    for word in ("threads: 1 then, 2 now", "AVX2 then, AVX512 now", "torch: 2 then", "was off now"):
+        assert word in notes
 
 
 def test_what_cannot_be_run() -> None:
