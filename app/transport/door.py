@@ -17,7 +17,9 @@ from app.transport.problem import problem
 
 __all__ = ["Door"]
 
-PUBLIC = frozenset({"/", "/healthz", "/readyz", "/health", "/ping", "/version", "/favicon.ico"})
+PUBLIC = frozenset(
+    {"/", "/healthz", "/readyz", "/health", "/ping", "/version", "/favicon.ico", "/openapi.json"}
+)
 PAGES = ("/t/", "/static/")
 """What anybody may have: the page (it has no data), and whether the service is well."""
 

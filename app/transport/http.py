@@ -19,7 +19,7 @@ from app.errors import EverlogError
 from app.events.envelope import thread_stream
 from app.projections import state as projection
 from app.projections.views import Views
-from app.transport import keys_api
+from app.transport import keys_api, openapi
 from app.transport.access import Owners
 from app.transport.auth import Auth, authenticate
 from app.transport.door import Door
@@ -108,6 +108,7 @@ def application(source: Source, gate: Gate, files: StaticFiles | None = None) ->
         ("/ping", api.ready),
         ("/version", api.version),
         ("/metrics", source.metrics.page),
+        ("/openapi.json", _openapi),
         ("/api/info", api.info),
         ("/api/threads", api.threads),
         ("/api/threads/{thread}", api.thread),
@@ -179,6 +180,11 @@ def _unchanged(request: Request, tag: str) -> Response | None:
 async def _health(request: Request) -> Response:
     """The event loop turns; nothing else is asked."""
     return _json({"status": "ok"})
+
+
+async def _openapi(request: Request) -> Response:
+    """The description of all routes."""
+    return Response(openapi.document(), media_type="application/json")
 
 
 class _Api:

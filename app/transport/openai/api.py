@@ -25,7 +25,7 @@ from app.transport.auth import authenticate
 from app.transport.openai.active import Active
 from app.transport.openai.call import Call
 from app.transport.openai.errors import ApiError
-from app.transport.openai.fields import parse
+from app.transport.openai.fields import parse, plain
 from app.transport.openai.library import Shelf
 from app.transport.openai.logprobs import Spell
 from app.transport.openai.models import Model, chosen
@@ -252,7 +252,8 @@ class Api:
 
 def passed_over(unused: list[str]) -> dict[str, str]:
     """The header that names fields which were passed over."""
-    return {IGNORED: ", ".join(unused)[:1024]} if unused else {}
+    names = ", ".join(plain(name) for name in unused)
+    return {IGNORED: names[:1024]} if unused else {}
 
 
 def json(value: Any, *, status: int = 200, unused: list[str] | None = None) -> Response:

@@ -13,7 +13,7 @@ import msgspec
 
 from app.transport.openai.errors import ApiError, refusal
 
-__all__ = ["IGNORED", "REFUSED", "misshapen", "parse"]
+__all__ = ["IGNORED", "REFUSED", "misshapen", "parse", "plain"]
 
 #: Fields that clients send and that change nothing here, with the reason.
 IGNORED: dict[str, str] = {
@@ -111,8 +111,13 @@ def _screen(value: Mapping[str, Any], known: frozenset[str]) -> list[str]:
                 name, f"{name} is not supported: {REFUSED[name]}", code="unsupported_parameter"
             )
         if given is not None:
-            unused.append(_ENCODED.sub("?", name)[:64].replace(",", "?"))
+            unused.append(plain(name))
     return unused
+
+
+def plain(name: str) -> str:
+    """A client's name for something, as a header can have it in a list."""
+    return _ENCODED.sub("?", name)[:64].replace(",", "?")
 
 
 def misshapen(message: str) -> ApiError:
