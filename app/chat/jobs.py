@@ -26,7 +26,7 @@ from app.events.store import (
     StoreClosed,
     StoreError,
 )
-from app.projections.state import MessageState, RunState, ThreadState, apply, empty
+from app.projections.state import MessageState, RunState, ThreadState, apply_all, empty
 
 __all__ = ["FROM_API", "ThreadJobs", "running", "waits"]
 
@@ -80,9 +80,8 @@ class ThreadJobs:
             events = await store.fetch(
                 after=state.version, stream=self.stream, limit=PAGE, fresh=fresh
             )
-            for event in events:
-                if event.version == state.version + 1:  # another refresh may have been faster
-                    apply(state, event)
+            # Another refresh may have been faster.
+            apply_all(state, [event for event in events if event.version > state.version])
             if len(events) < PAGE and written == self._writes:
                 return state
 

@@ -22,16 +22,17 @@ from app.projections.model import (
     ThreadState,
     derive_title,
 )
+from app.projections.reading import Burst
 
 __all__ = ["HANDLERS", "LEFT_OPEN", "MESSAGE_AFTER", "follow_end", "on"]
 
 Handler = Callable[[ThreadState, Event, Any], None]
 H = TypeVar("H", bound=Handler)
 
-HANDLERS: dict[type[c.Payload], Handler] = {}
+HANDLERS: dict[type, Handler] = {}
 
 
-def on(*payloads: type[c.Payload]) -> Callable[[H], H]:
+def on(*payloads: type[c.Payload | Burst]) -> Callable[[H], H]:
     """Register the handler of some payload types."""
 
     def register(handler: H) -> H:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from app.events import catalogue as c
@@ -9,6 +10,7 @@ from app.events.envelope import Event
 from app.events.lifecycle import advance
 from app.projections.fold import HANDLERS, follow_end, on
 from app.projections.model import MessageState, RequestState, ThreadState
+from app.projections.reading import Burst
 
 __all__ = ["HANDLERS"]
 
@@ -77,23 +79,41 @@ def request_abandoned(state: ThreadState, event: Event, data: c.RequestAbandoned
 
 @on(c.TokensGenerated)
 def tokens_generated(state: ThreadState, event: Event, data: c.TokensGenerated) -> None:
-    request = _advance(state, event, data.request)
-    if request is None or data.batch < request.batches:
+    _tokens(state, data.request, (event,), (data,))
+
+
+@on(Burst)
+def tokens_burst(state: ThreadState, event: Event, burst: Burst) -> None:
+    _tokens(state, burst.request, burst.events, burst.batches)
+
+
+def _tokens(
+    state: ThreadState, id: str, events: Sequence[Event], batches: Sequence[c.TokensGenerated]
+) -> None:
+    """Take in batches of tokens with nothing between them; ``events`` are theirs."""
+    request = _advance(state, events[0], id)
+    if request is None:
         return
-    request.batches = data.batch + 1
-    request.tokens.extend(data.tokens)
-    if request.first_token is None:
-        request.first_token = event.time
-    followers = _followers(state, data.request)
+    number, texts, times = request.batches, [], []
+    for event, data in zip(events, batches, strict=True):
+        if data.batch >= number:
+            number = data.batch + 1
+            request.tokens.extend(data.tokens)
+            texts.append(data.text)
+            times.append(event.time)
+    if not texts:
+        return
+    request.batches, request.first_token = number, request.first_token or times[0]
+    followers = _followers(state, id)
     # All references but the local one are dropped, so that CPython grows the string in place.
     text, request.text = request.text, ""
     for message in followers:
         message.content = ""
-    text += data.text
+    text += "".join(texts)
     request.text = text
     for message in followers:
-        message.content, message.updated = text, event.time
-        message.first_token = message.first_token or event.time
+        message.content, message.updated = text, times[-1]
+        message.first_token = message.first_token or times[0]
 
 
 def _followers(state: ThreadState, request: str) -> list[MessageState]:

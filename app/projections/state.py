@@ -6,6 +6,8 @@ events give the same state everywhere, so what a client folds live equals what i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from app.events.codec import PayloadError, decode
 from app.events.envelope import Event, thread_stream
 from app.events.store import EventStore
@@ -19,6 +21,7 @@ from app.projections.model import (
     ThreadState,
     derive_title,
 )
+from app.projections.reading import read, type_name
 
 __all__ = [
     "Feedback",
@@ -28,12 +31,18 @@ __all__ = [
     "StepState",
     "ThreadState",
     "apply",
+    "apply_all",
     "derive_title",
     "empty",
     "load",
 ]
 
 PAGE = 2000
+
+FEW = 200
+"""Events whose payloads are in memory at once: more of them are young garbage to look through."""
+
+_TYPES = frozenset(map(type_name, HANDLERS))
 
 
 def empty(thread: str) -> ThreadState:
@@ -47,16 +56,32 @@ def apply(state: ThreadState, event: Event) -> None:
     Never refuses an event: one of an unknown type, with a payload that cannot be read (redacted),
     about an unknown id, or illegal in its subject's state moves only the position.
     """
-    if state.version == 0:
-        state.created = event.time
-    state.version, state.seq, state.updated = event.version, event.seq, event.time
+    _move(state, event, event)
     try:
         payload = decode(event)
     except (PayloadError, UnicodeDecodeError):
         return
-    handler = HANDLERS.get(type(payload))  # type: ignore[arg-type]
+    handler = HANDLERS.get(type(payload))
     if handler is not None:
         handler(state, event, payload)
+
+
+def apply_all(state: ThreadState, events: Sequence[Event]) -> None:
+    """Move ``state`` on by events of its stream in a row: as `apply` one by one, but sooner."""
+    if not events:
+        return
+    _move(state, events[0], events[-1])
+    for start in range(0, len(events), FEW):
+        for event, payload in read(events[start : start + FEW], _TYPES):
+            handler = HANDLERS.get(type(payload))
+            if handler is not None:
+                handler(state, event, payload)
+
+
+def _move(state: ThreadState, first: Event, last: Event) -> None:
+    if state.version == 0:
+        state.created = first.time
+    state.version, state.seq, state.updated = last.version, last.seq, last.time
 
 
 async def load(
@@ -71,10 +96,8 @@ async def load(
     until = await store.stream_version(stream)
     while state.version < until:
         events = await store.fetch(after=state.version, until=until, stream=stream, limit=PAGE)
-        for event in events:
-            if at is not None and event.seq > at:
-                return state if state.version else None
-            apply(state, event)
-        if not events:
+        wanted = events if at is None else [event for event in events if event.seq <= at]
+        apply_all(state, wanted)
+        if len(wanted) < len(events) or not events:
             break
     return state if state.version else None

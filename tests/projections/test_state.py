@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from app.events import catalogue as c
 from app.events.memory import MemoryStore
-from app.projections.state import ThreadState, apply, derive_title, empty, load
+from app.projections.state import ThreadState, apply, apply_all, derive_title, empty, load
 from tests.projections.histories import (
     History,
     answered,
@@ -180,6 +180,18 @@ def test_fold_of_prefix_and_rest_is_fold_of_all(log: History, cut: int) -> None:
             apply(state, event)
     assert state == fold(log)
     assert msgspec.json.encode(state) == msgspec.json.encode(fold(log))
+
+
+@settings(deadline=None)
+@given(log=histories(), sizes=st.lists(st.integers(1, 9), max_size=20))
+def test_many_at_once_is_one_by_one(log: History, sizes: list[int]) -> None:
+    for thread in ("t", "u"):
+        events = [event for event in log.events if event.stream == f"thread/{thread}"]
+        state, start = empty(thread), 0
+        for size in [*sizes, len(events)]:
+            apply_all(state, events[start : start + size])
+            start += size
+        assert state == fold(log, thread)
 
 
 @settings(max_examples=40, deadline=None)
