@@ -43,6 +43,7 @@ from app.telemetry.follower import Telemetry
 from app.telemetry.otlp import Exporter
 from app.telemetry.place import Keeper
 from app.transport.control import Control, announced
+from app.transport.heads import Heads
 from app.transport.http import application
 from app.transport.lifecycle import cause, signals
 from app.transport.listen import listen, url_of
@@ -291,7 +292,7 @@ class _Web(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 application(service, service.gate),
-                http="httptools",
+                http=Heads,
                 ws=service.hub.protocol(),
                 lifespan="off",
                 access_log=False,

@@ -36,6 +36,8 @@ __all__ = ["Api", "Source", "json"]
 
 MAX_BODY = 32 << 20
 """Most bytes of a request's body."""
+BODY_SECONDS = 120.0
+"""Longest time that it may take to come."""
 #: Headers by which Open WebUI says for whom it asks; they are recorded.
 FORWARDED = ("x-openwebui-user-id", "x-openwebui-user-name", "x-openwebui-chat-id")
 IGNORED = "x-everlog-ignored"
@@ -102,16 +104,22 @@ class Api:
         """Body of a request; also the names of fields that were passed over.
 
         Raises:
-            ApiError: 400 or 413: it is malformed, or too long.
+            ApiError: 400, 408 or 413: it is malformed, does not come, or is too long.
 
         """
         self.source.calls.admit()
         parts, size = [], 0
-        async for part in request.stream():
-            parts.append(part)
-            size += len(part)
-            if size > MAX_BODY:
-                raise ApiError(413, f"the body is longer than {MAX_BODY} bytes", code="too_long")
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                async for part in request.stream():
+                    parts.append(part)
+                    size += len(part)
+                    if size > MAX_BODY:
+                        message = f"the body is longer than {MAX_BODY} bytes"
+                        raise ApiError(413, message, code="too_long")
+        except TimeoutError:
+            message = f"the body did not come within {BODY_SECONDS:g} seconds"
+            raise ApiError(408, message, code="timeout") from None
         return parse(b"".join(parts), kind)
 
     # ---------------------------------------------------------------------------- models
