@@ -36,7 +36,7 @@ def less(bits: Bits, without: Iterable[int], vocab: int) -> Bits:
     for token in without:
         if token < vocab:
             left[token >> 3] &= ~(1 << (token & 7)) & 0xFF
-    return left if len(members(left, vocab)) else bits
+    return left if np.unpackbits(left, count=vocab, bitorder="little").any() else bits
 
 
 def restrict(scores: torch.Tensor, sets: Seq[Bits]) -> torch.Tensor:
