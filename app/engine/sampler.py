@@ -96,7 +96,7 @@ class Sampler:
         _bias(scores, sequences)
         for row, hook in hooks.items():
             hook(scores[row])
-        _restrict(scores, masks)
+        restrict(scores, masks)
         self._forbid(scores, sequences)
         drawn = [i for i, s in enumerate(sequences) if s.params.temperature > 0]
         if not drawn:
@@ -201,12 +201,6 @@ def _bias(scores: torch.Tensor, sequences: Seq[Sequence]) -> None:
         scores[at] += torch.tensor(values, device=scores.device, dtype=scores.dtype)
 
 
-def _restrict(scores: torch.Tensor, masks: Mapping[int, Bits]) -> None:
-    if masks:
-        index = torch.tensor(list(masks), device=scores.device)
-        scores[index] = restrict(scores[index], list(masks.values()))
-
-
 def _choose(tokens: list[int], logits: torch.Tensor, masks: Mapping[int, Bits]) -> None:
     """Replace the greedy tokens that masks forbid by the best that they allow.
 
@@ -215,8 +209,8 @@ def _choose(tokens: list[int], logits: torch.Tensor, masks: Mapping[int, Bits]) 
     wrong = {row: bits for row, bits in masks.items() if not has(bits, tokens[row])}
     if wrong:
         part = logits[torch.tensor(list(wrong), device=logits.device)].float()
-        best = _greedy(restrict(part, list(wrong.values())))
-        for row, token in zip(wrong, best, strict=True):
+        restrict(part, dict(enumerate(wrong.values())))
+        for row, token in zip(wrong, _greedy(part), strict=True):
             tokens[row] = token
 
 
