@@ -30,6 +30,7 @@ Hook = Callable[[torch.Tensor], None]
 """Changes the float32 scores ``[vocab]`` of a row in place."""
 
 _CANDIDATES = 256  # tokens sorted at first for top-k and top-p; all are where these do not suffice
+_ROWS = 8  # at a time on CPUs: what is made of them on the way then stays in the cache
 
 
 class Sampler:
@@ -234,6 +235,19 @@ def _draw(
     numbers: np.ndarray[tuple[int], np.dtype[np.float64]],
 ) -> list[int]:
     """Draw from float32 ``[R, vocab]``, which is overwritten. ``numbers``: in [0, 1), ``[R]``."""
+    rows = _ROWS if scores.device.type == "cpu" else len(params)
+    tokens: list[int] = []
+    for first in range(0, len(params), rows):
+        part = slice(first, first + rows)
+        tokens += _draw_some(scores[part], params[part], numbers[part])
+    return tokens
+
+
+def _draw_some(
+    scores: torch.Tensor,
+    params: Seq[SamplingParams],
+    numbers: np.ndarray[tuple[int], np.dtype[np.float64]],
+) -> list[int]:
     scores /= _column(scores, [p.temperature for p in params])
     scores -= scores.amax(-1, keepdim=True)
     floors = _floors(scores, params)
