@@ -153,7 +153,7 @@ class ModelRunner:
             load_time=time.perf_counter() - began,
             deterministic=config.deterministic,
             cpu=torch.backends.cpu.get_cpu_capability(),
-            torch=torch.__version__,
+            torch=str(torch.__version__),
         )
         return cls(model, attention, Drawer(tokenizer, model.shape.vocab), tokenizer, info)
 
