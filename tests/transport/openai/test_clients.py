@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ import pydantic
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
+from tests.support.beside import python_with
 from tests.support.server import ROOT, Server, running
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
@@ -91,19 +93,6 @@ def test_chat_as_a_stream(client: OpenAI) -> None:
     assert "Paris" in text
     assert chunks[0].choices[0].delta.role == "assistant"
     assert chunks[-1].usage is not None and chunks[-1].usage.completion_tokens > 1
-
-
-async def test_many_at_once_and_seeds(server: Server) -> None:
-    async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
-        done = await client.chat.completions.create(
-            model=MODEL, messages=PARIS, n=3, seed=5, max_tokens=6
-        )
-        again = await client.chat.completions.create(
-            model=MODEL, messages=PARIS, seed=6, max_tokens=6
-        )
-    texts = [choice.message.content for choice in done.choices]
-    assert [choice.index for choice in done.choices] == [0, 1, 2]
-    assert again.choices[0].message.content == texts[1]
 
 
 def test_stop_and_length(client: OpenAI) -> None:
@@ -281,6 +270,104 @@ def test_langchain(server: Server) -> None:
     bound = model.bind_tools([WEATHER], tool_choice="get_weather")
     (call,) = bound.invoke("How is the weather in Paris?").tool_calls
     assert call["name"] == "get_weather"
+
+
+def test_llamaindex(server: Server) -> None:
+    here = Path(__file__).parent
+    python = python_with(here / "llamaindex.txt")
+    command = [str(python), str(here / "llamaindex.py"), f"{server.url}/v1", MODEL]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert "Paris" in found["complete"] and "Paris" in found["chat"]
+    assert "".join(found["stream_complete"]).startswith(" 4")
+    assert len(found["stream_chat"]) > 2 and "".join(found["stream_chat"]) == found["chat"]
+    ((name, arguments),) = found["calls"]
+    assert name == "get_weather" and set(arguments) == {"city"}
+
+
+def test_several_answers(client: OpenAI) -> None:
+    ask: dict[str, Any] = {"model": MODEL, "messages": PARIS, "max_tokens": 12, "seed": 3}
+    done = client.chat.completions.create(**ask, n=3)
+    one = client.chat.completions.create(**ask)
+    texts = [choice.message.content for choice in done.choices]
+    assert [choice.index for choice in done.choices] == [0, 1, 2]
+    assert len(set(texts)) > 1 and texts[0] == one.choices[0].message.content
+    third = client.chat.completions.create(**(ask | {"seed": 5}))
+    assert third.choices[0].message.content == texts[2]  # each has the seed after the last one's
+    assert done.usage is not None and one.usage is not None
+    assert done.usage.prompt_tokens == one.usage.prompt_tokens  # counted once
+    assert one.usage.completion_tokens < done.usage.completion_tokens <= 36
+
+
+def test_events_of_streams(client: OpenAI) -> None:
+    with client.chat.completions.stream(
+        model=MODEL, messages=PARIS, response_format=Capital, temperature=0, max_tokens=60
+    ) as stream:
+        seen = [event.type for event in stream]
+        parsed = stream.get_final_completion().choices[0].message.parsed
+    assert isinstance(parsed, Capital) and {"content.delta", "content.done"} <= set(seen)
+    with client.responses.stream(
+        model=MODEL,
+        input="What is the capital of France?",
+        temperature=0,
+        max_output_tokens=20,
+    ) as events:
+        kinds = [event.type for event in events]
+        final = events.get_final_response()
+    assert (kinds[0], kinds[-1]) == ("response.created", "response.completed")
+    assert "response.output_text.delta" in kinds and "Paris" in final.output_text
+
+
+async def test_the_async_client(server: Server) -> None:
+    async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        ask: dict[str, Any] = {"model": MODEL, "temperature": 0}
+        stream, parsed, made, page = await asyncio.gather(
+            client.chat.completions.create(**ask, messages=PARIS, max_tokens=12, stream=True),
+            client.chat.completions.parse(
+                **ask, messages=PARIS, response_format=Capital, max_tokens=60
+            ),
+            client.responses.parse(
+                **ask, input="Paris?", text_format=Capital, max_output_tokens=60
+            ),
+            client.models.list(),
+        )
+        pieces = [chunk.choices[0].delta.content or "" async for chunk in stream]
+    assert "Paris" in "".join(pieces)
+    assert isinstance(parsed.choices[0].message.parsed, Capital)
+    assert isinstance(made.output_parsed, Capital)
+    assert [model.id for model in page.data] == [MODEL]
+
+
+def test_what_open_webui_does(server: Server) -> None:
+    headers = {
+        "Authorization": "Bearer sk-anything",
+        "X-OpenWebUI-User-Id": "42",
+        "X-OpenWebUI-Chat-Id": "abc",
+    }
+    with httpx2.Client(base_url=f"{server.url}/v1", headers=headers, timeout=30) as client:
+        (model,) = client.get("/models").json()["data"]
+        body = {
+            "model": model["id"],
+            "messages": PARIS,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "max_tokens": 8,
+            "temperature": 0,
+            "files": [],
+            "params": {},
+        }
+        with client.stream("POST", "/chat/completions", json=body) as answer:
+            lines = [line for line in answer.iter_lines() if line]
+        assert answer.headers["x-everlog-ignored"] == "files, params"
+        request = answer.headers["x-request-id"]
+    assert lines[-1] == "data: [DONE]"
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+    assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
+    assert chunks[-1]["choices"] == [] and chunks[-1]["usage"]["completion_tokens"] > 0
+    shown = everlog(server, "events", "--json", "--type", "request.queued").splitlines()
+    (queued,) = [line for line in shown if request in line]
+    assert "x-openwebui-user-id" in queued and "x-openwebui-chat-id" in queued
 
 
 def test_frames_as_curl_sees_them(server: Server, tmp_path: Path) -> None:
