@@ -13,11 +13,12 @@ import pytest
 from app.transport.openai.chat import ChatBody
 from app.transport.openai.completions import CompletionBody
 from app.transport.openai.embeddings import MAX_INPUTS, EmbeddingBody
-from app.transport.openai.fields import IGNORED, REFUSED
+from app.transport.openai.fields import IGNORED, REFUSED, parse
 from app.transport.openai.params import Sampling
 from app.transport.openai.responses import ResponseBody
 from app.transport.openai.routes import routes
 from app.transport.openai.tokens import DetokenizeBody, TokenizeBody
+from app.transport.openapi import OPERATIONS
 
 PAGE = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
 
@@ -71,3 +72,14 @@ def test_every_endpoint_is_documented() -> None:
         if path != "/v1/{path}":
             method = "POST" if "POST" in (route.methods or ()) else "GET"
             assert f"`{method} {path}`" in section("Endpoints"), path
+
+
+def test_what_is_shown_with_curl_is_understood() -> None:
+    shown = re.findall(r"^\$ curl (?:-N )?http://127.0.0.1:8000(\S+)(?: -d '(.+)')?$", PAGE, re.M)
+    assert len(shown) >= 7
+    for url, body in shown:
+        path = re.sub(r"conv_\w+", "{id}", url.partition("?")[0])
+        operation = OPERATIONS["POST" if body else "GET", path]
+        if body:
+            assert operation.body is not None
+            assert parse(body.encode(), operation.body)[1] == [], url
