@@ -18,6 +18,7 @@ NAMES = (
     "speculation",
     "structured",
     "nodes",
+    "deterministic",
 )
 
 #: Minutes each; only by name.

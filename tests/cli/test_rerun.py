@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
+import sqlite3
+import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -53,6 +59,33 @@ def test_what_a_server_logged_comes_out_the_same(run: Run, tmp_path: Path) -> No
     assert (one["verdict"], one["equal"], one["logprobs"]) == ("same", 9, 9)
     assert run("re-run", one["request"]).stdout.count("bit for bit") == 1
     assert database.read_bytes() == before
+
+
+def test_what_was_deterministic_is_run_so_again(run: Run, tmp_path: Path) -> None:
+    """Answers of a batch, one of them through a crash of the engine, in another batch."""
+    database = tmp_path / "everlog.db"
+    env = {"EVERLOG_ENGINE__DETERMINISTIC": "true", "EVERLOG_ENGINE__MAX_BATCH": "3"}
+    body = {"prompt": "One, two, three,", "max_tokens": 40, "ignore_eos": True, "logprobs": 0}
+    with running(database, env=env) as server, ThreadPoolExecutor() as pool:
+        bodies = [{**body, "temperature": at % 2, "seed": at} for at in range(4)]
+        answers = [pool.submit(post, f"{server.url}/v1/completions", b) for b in bodies]
+        deadline = time.monotonic() + 60
+        while not committed(database) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        core = server.core_pid()
+        assert core is not None
+        os.kill(core, signal.SIGKILL)
+        ids = [str(answer.result()["id"]) for answer in answers]
+    [one] = json.loads(run("re-run", ids[1], "--json").stdout)["requests"]
+    assert (one["verdict"], one["equal"], one["logprobs"]) == ("same", 40, 40)
+    assert not one["notes"]
+
+
+def committed(database: Path) -> int:
+    """How many batches of tokens are in the log."""
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as db:
+        query = "SELECT count(*) FROM events WHERE type = 'tokens.generated'"
+        return int(db.execute(query).fetchone()[0])
 
 
 @pytest.mark.usefixtures("database")

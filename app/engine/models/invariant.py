@@ -24,7 +24,9 @@ from app.errors import StartupError
 __all__ = ["InvariantLinears", "cancelling", "padded", "refusal", "sizes"]
 
 _ROWS = 64
-"""Most rows in one product; more rows are cut. A packed weight is as fast in such pieces."""
+"""Most rows in one product, but for `_MANY`; more rows are cut."""
+_MANY = 256
+"""Rows of long prompts, for which a weight is read once instead of four times."""
 _COUNTS = (1, 2, 3, 4, 5, 6, 7, *range(8, _ROWS + 1, 8))
 
 Product = Callable[[torch.Tensor], torch.Tensor]
@@ -98,9 +100,10 @@ class InvariantLinears:
         row = cancelling(1, weight.shape[1], dtype=weight.dtype)
         for packs, make in reversed(_ways(weight, bias).items()):
             product = make()
-            good = sizes(partial(_repeated, product, row), _COUNTS)
-            if good:
-                return packs, good
+            for counts in ((*_COUNTS, _MANY), _COUNTS):
+                good = sizes(partial(_repeated, product, row), counts)
+                if good:
+                    return packs, good
         raise refusal(f"rows of a product with {tuple(weight.shape)} numbers differ by their place")
 
 
@@ -136,7 +139,11 @@ class _InvariantLinear(Linear):
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if x.shape[0] <= _ROWS:
             return self._some(x)
-        return torch.cat([self._some(part) for part in torch.split(x, _ROWS)])
+        many = x.shape[0] // _MANY if self._good[-1] == _MANY else 0
+        pieces = [_MANY] * many + [_ROWS] * ((x.shape[0] - many * _MANY) // _ROWS)
+        rest = x.shape[0] - sum(pieces)
+        parts = torch.split(x, pieces + [rest] * bool(rest))
+        return self._some(x) if len(parts) == 1 else torch.cat([self._some(p) for p in parts])
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """``residual + self(x)``."""
