@@ -66,8 +66,8 @@ def main() -> None:
             Goal("open, Postgres, ms", server["opens"][0], 50, at_least=False),
         ],
         notes=[
-            f"Median and slowest of {ROUNDS} rebuilds of history, timeline and requests together, "
-            f"from a log of {len(events):,} events: {TURNS:,} questions in {TURNS // 5} "
+            f"Median and slowest of {ROUNDS} rebuilds of history, timeline, requests and metrics "
+            f"together, from a log of {len(events):,} events: {TURNS:,} questions in {TURNS // 5} "
             f"conversations, each answered in {BATCHES} batches of four tokens. Log and read "
             "models are in the same kind of database; Postgres shares the machine.",
             f"Opening: reading and folding a conversation of {LONG:,} events, {4 * ROUNDS} times.",

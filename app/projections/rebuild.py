@@ -72,7 +72,7 @@ async def rebuild(
 
     """
     filler = _Filler(where, projections, store.incarnation)
-    pages = _Pages(store, ahead=is_postgres(where))
+    pages = _Pages(store)
     collecting = _collect_seldom()
     try:
         await in_thread(filler.begin)
@@ -80,7 +80,11 @@ async def rebuild(
         while not filler.swapped:
             events = await pages.next(filler.seq)
             if events:
-                await in_thread(filler.fill, events)
+                if is_postgres(where):  # the server reads the next page while this one is folded
+                    pages.begin(events[-1].seq)
+                await in_thread(filler.fold, events)
+                pages.begin(events[-1].seq)
+                await in_thread(filler.write)
             elif not filler.indexed:
                 await in_thread(filler.index)
             else:
@@ -91,7 +95,7 @@ async def rebuild(
                 progress(filler.done, total, rate)
     finally:
         gc.set_threshold(*collecting)
-        await pages.aclose()
+        pages.close()
         await in_thread(filler.close)
     generations = {p.name: g for p, g in zip(projections, filler.generations, strict=True)}
     return Rebuilt(generations, filler.done, time.perf_counter() - began, filler.seq)
@@ -123,33 +127,37 @@ async def _swap(store: EventStore, filler: _Filler) -> None:
 
 
 class _Pages:
-    """Pages of the log; with ``ahead`` the next is fetched while one is folded.
+    """Pages of the log; the next can be fetched while something else is done.
 
-    That is worth it when a server does the fetching. SQLite would do it in this process, where
-    the two threads take the interpreter from each other at every row.
+    SQLite does the fetching in this process. Beside a fold, the two threads would take the
+    interpreter from each other at every row; writing rows needs it little.
     """
 
-    def __init__(self, store: EventStore, *, ahead: bool) -> None:
+    def __init__(self, store: EventStore) -> None:
         self._store = store
-        self._ahead = ahead
         self._coming: asyncio.Task[list[Event]] | None = None
+
+    def begin(self, after: int) -> None:
+        """Begin to fetch the page past ``after``, unless one is coming."""
+        if self._coming is None:
+            self._coming = asyncio.create_task(self._store.fetch(after=after, limit=BATCH))
 
     async def next(self, after: int) -> list[Event]:
         """Return the page past ``after``, where the one before ended."""
         coming, self._coming = self._coming, None
-        events = await (coming or self._store.fetch(after=after, limit=BATCH))
-        if events and self._ahead:
-            more = self._store.fetch(after=events[-1].seq, limit=BATCH)
-            self._coming = asyncio.create_task(more)
-        return events
+        return await (coming or self._store.fetch(after=after, limit=BATCH))
 
-    async def aclose(self) -> None:
-        """Let go of the page that is coming."""
+    def close(self) -> None:
+        """Let go of the page that is coming. Waits for nothing: a scope may cancel every wait."""
         if self._coming is not None:
+            self._coming.add_done_callback(_see)
             self._coming.cancel()
-            await asyncio.wait([self._coming])
-            if not self._coming.cancelled():
-                self._coming.exception()  # seen, so that the loop does not complain about it
+
+
+def _see(task: asyncio.Task[list[Event]]) -> None:
+    """Look at how a task ended, so that the loop does not complain that nobody did."""
+    if not task.cancelled():
+        task.exception()
 
 
 class _Filler:
@@ -187,9 +195,8 @@ class _Filler:
             for p, generation in zip(self._projections, generations, strict=True)
         ]
 
-    def fill(self, events: Sequence[Event]) -> None:
-        """Fold a batch, then write it in one transaction."""
-        self.fold(events)
+    def write(self) -> None:
+        """Write what was folded, in one transaction."""
         with self._connection.transaction():
             self._flush()
 

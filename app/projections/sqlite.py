@@ -30,6 +30,10 @@ BUSY_SECONDS = 30.0
 ROWS = (64, 8, 1)
 """Rows a statement inserts: full-text indexes write after each statement, not each row."""
 
+REBUILD_PAGES = 16_000
+"""Pages in the WAL (4 KiB each) after which a rebuild copies them into the file. A page that was
+written many times is copied once, and the disk is seldom waited for."""
+
 _TYPES = {int: "INTEGER", bool: "INTEGER", str: "TEXT", float: "REAL", None: "TEXT"}
 
 
@@ -75,6 +79,8 @@ class SqliteConnection(Connection):
             )
         execute("PRAGMA journal_mode = WAL")
         execute("PRAGMA synchronous = NORMAL")
+        if self._purpose == "rebuild":
+            execute(f"PRAGMA wal_autocheckpoint = {REBUILD_PAGES}")
         if application != APPLICATION:
             execute(f"PRAGMA application_id = {APPLICATION}")
 
