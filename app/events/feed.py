@@ -73,19 +73,18 @@ class Feed:
             return
         if events[0].seq != self._log.last + 1:
             self.reset(events[0].seq)
-        streams, items = self._streams, self._log.items
-        touched: set[str] = set()
-        redacted = False
+        streams = self._streams
+        self._log.items.extend(events)
+        self._bytes += sum([len(event.data) for event in events]) + OVERHEAD * len(events)
         for event in events:
-            items.append(event)
-            self._bytes += len(event.data) + OVERHEAD
             run = streams.get(event.stream)
             if run is None:
                 run = streams[event.stream] = _Run(event.version)
             run.items.append(event)
-            touched.add(event.stream)
-            redacted = redacted or event.type == "log.redacted"
-        if redacted:  # what is kept may hold what was erased
+        touched = {event.stream for event in events}
+        if "log.redacted" in {
+            event.type for event in events
+        }:  # what is kept may hold what was erased
             self.reset(events[-1].seq + 1)
             if self.erased is not None:
                 self.erased()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from app.events.envelope import Event, NewEvent
-from app.events.leaf import draw_salts
+from app.events.leaf import SALT
 from app.events.lifecycle import FENCED, TRANSITIONS
 from app.events.queue import queued_fields
 from app.events.store import (
@@ -164,7 +165,8 @@ class Call:
         """
         streams, names, events = list(self._streams), self._names, self._new
         kinds = [self._types[event.type] for event in events]
-        types = list(self._types)
+        types, actors = list(self._types), _Places()
+        acting = [0 if event.actor == "system" else actors[event.actor] for event in events]
         return [
             writer,
             number,
@@ -177,17 +179,18 @@ class Call:
             [names.types.get(name, 0) for name in types],
             list(self._requests),
             list(self._commands),
+            list(actors),
             _MOVES,
             *self._append_columns(),
             kinds,
             _unless_all([event.schema for event in events], 1),
             self._times,
-            _unless_all([event.actor for event in events], "system"),
+            _unless_all(acting, 0),
             _unless_all([event.request for event in events], None),
             _unless_all([event.run for event in events], None),
             _unless_all([event.cause for event in events], None),
             [event.data for event in events],
-            draw_salts(len(events)),
+            os.urandom(SALT * len(events)),
             self._tails(),
             *_columns(self._moves or (), 4),
             *_columns(self._queued, 3),
@@ -272,7 +275,7 @@ def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
 
 def _unless_all(values: list[Any], default: Any) -> list[Any]:
     """The values; none if all are the default, which spares coding them."""
-    return values if any(value != default for value in values) else []
+    return values if values.count(default) < len(values) else []
 
 
 #: By code: from events, two numbers and a text to an outcome.

@@ -116,6 +116,8 @@ AS $$ SELECT pg_advisory_xact_lock(hashtextextended('everlog.append.' || current
 --   p_heads                      the header's JSON between seq and version
 --   p_types, p_type_ids          names and ids of event types
 --   p_requests, p_commands       ids
+--   p_actors                     names; e_actor has their places
+--   p_salts                      16 bytes for each event, in a row
 --   p_moves                      [{state before: state after}, ...]; "" is "does not exist"
 --   a_*                          one for each append. count: of its events; expected: version or -1;
 --                                kind: 0 append, 1 claim, 2 give back what ran out, 3 give back what
@@ -131,11 +133,11 @@ CREATE FUNCTION append_batch(
     p_writer text, p_number bigint, p_now bigint,
     p_streams text[], p_stream_ids bigint[], p_versions integer[], p_heads text[],
     p_types text[], p_type_ids integer[],
-    p_requests text[], p_commands text[], p_moves jsonb,
+    p_requests text[], p_commands text[], p_actors text[], p_moves jsonb,
     a_stream integer[], a_count integer[], a_expected integer[], a_command integer[],
     a_fence integer[], a_epoch integer[], a_kind integer[], a_worker text[], a_lease bigint[],
-    e_type integer[], e_schema integer[], e_time bigint[], e_actor text[],
-    e_request text[], e_run text[], e_cause text[], e_data bytea[], e_salt bytea[], e_tail text[],
+    e_type integer[], e_schema integer[], e_time bigint[], e_actor integer[],
+    e_request text[], e_run text[], e_cause text[], e_data bytea[], p_salts bytea, e_tail text[],
     e_owner integer[], e_move integer[], e_fenced boolean[], e_queued integer[],
     q_priority integer[], q_model text[], q_deadline bigint[]
 ) RETURNS text LANGUAGE plpgsql VOLATILE
@@ -320,30 +322,35 @@ BEGIN
         INSERT INTO event (seq, stream_id, time, version, type_id, schema, actor, request, run,
                            cause, data, salt, leaf)
             SELECT e.seq, p_stream_ids[e.stream], e.time, e.version, p_type_ids[e.type],
-                   coalesce(e.schema, 1), coalesce(e.actor, 'system'), e.request, e.run, e.cause,
-                   e.data, e.salt,
+                   coalesce(e.schema, 1), coalesce(p_actors[e.actor], 'system'), e.request, e.run,
+                   e.cause, e.data, substr(p_salts, 16 * e.place::integer - 15, 16),
                    sha256(convert_to('[' || e.seq || p_heads[e.stream] || e.version || e.tail,
-                                     'UTF8') || sha256(e.salt || e.data))
+                                     'UTF8')
+                          || sha256(substr(p_salts, 16 * e.place::integer - 15, 16) || e.data))
             FROM unnest(e_seq, e_version, e_stream, e_type, e_schema, e_time, e_actor, e_request,
-                        e_run, e_cause, e_data, e_salt, e_tail)
+                        e_run, e_cause, e_data, e_tail) WITH ORDINALITY
                 AS e(seq, version, stream, type, schema, time, actor, request,
-                     run, cause, data, salt, tail)
+                     run, cause, data, tail, place)
             WHERE e.seq IS NOT NULL;
-        INSERT INTO request (id, stream, state, epoch, worker, until, priority, queued, model,
-                             deadline, run)
-            SELECT r.id, r.stream, r.state, r.epoch, r.worker, r.until,
-                   coalesce(q_priority[e_queued[r.event]], 0), r.seq,
-                   q_model[e_queued[r.event]], q_deadline[e_queued[r.event]], e_run[r.event]
-            FROM unnest(p_requests, r_stream, r_state, r_epoch, r_worker, r_until, r_event, r_seq,
-                        r_changed)
-                AS r(id, stream, state, epoch, worker, until, event, seq, changed)
-            WHERE r.changed AND r.state IS NOT NULL
-            ON CONFLICT (id) DO UPDATE SET state = excluded.state, epoch = excluded.epoch,
-                worker = excluded.worker, until = excluded.until;
-        INSERT INTO command (id, seq, version, time)
-            SELECT c.id, c.seq, c.version, v_now
-            FROM unnest(p_commands, c_seq, c_version, c_new) AS c(id, seq, version, new)
-            WHERE c.new;
+        IF cardinality(p_requests) > 0 THEN
+            INSERT INTO request (id, stream, state, epoch, worker, until, priority, queued, model,
+                                 deadline, run)
+                SELECT r.id, r.stream, r.state, r.epoch, r.worker, r.until,
+                       coalesce(q_priority[e_queued[r.event]], 0), r.seq,
+                       q_model[e_queued[r.event]], q_deadline[e_queued[r.event]], e_run[r.event]
+                FROM unnest(p_requests, r_stream, r_state, r_epoch, r_worker, r_until, r_event,
+                            r_seq, r_changed)
+                    AS r(id, stream, state, epoch, worker, until, event, seq, changed)
+                WHERE r.changed AND r.state IS NOT NULL
+                ON CONFLICT (id) DO UPDATE SET state = excluded.state, epoch = excluded.epoch,
+                    worker = excluded.worker, until = excluded.until;
+        END IF;
+        IF cardinality(p_commands) > 0 THEN
+            INSERT INTO command (id, seq, version, time)
+                SELECT c.id, c.seq, c.version, v_now
+                FROM unnest(p_commands, c_seq, c_version, c_new) AS c(id, seq, version, new)
+                WHERE c.new;
+        END IF;
     END IF;
 
     v_answer := json_build_object('code', o_code, 'x', o_x, 'y', o_y, 'text', o_text,
