@@ -100,7 +100,13 @@ class EngineConfig(_Section, frozen=True, kw_only=True):
     max_batch: Annotated[int, _doc("Most sequences in one step.", ge=1)] = 64
     max_tokens_per_step: Annotated[int, _doc("Token budget of one step.", ge=16)] = 512
     max_context: Annotated[int, _doc("Longest sequence; 0 takes the model's.", ge=0)] = 0
-    policy: Annotated[Literal["fcfs", "priority"], _doc("Which request goes first.")] = "fcfs"
+    policy: Annotated[
+        Literal["fcfs", "priority"],
+        _doc("Which request goes first: the larger priority, or whatever comes first (fcfs)."),
+    ] = "priority"
+    fair: Annotated[
+        bool, _doc("Users and API keys share the engine evenly, however much each of them asks.")
+    ] = True
     prefix_cache: Annotated[bool, _doc("Share computed blocks between requests.")] = True
     deterministic: Annotated[
         bool,

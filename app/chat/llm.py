@@ -31,7 +31,7 @@ from app.events.catalogue import (
     Usage,
 )
 from app.events.codec import decode, new
-from app.events.envelope import Event, thread_stream
+from app.events.envelope import Event, actor_of, thread_stream
 from app.events.ids import uuid7
 from app.events.store import Append
 
@@ -115,7 +115,7 @@ class Generation:
             if self.started:
                 return
             self._ctx.generations.append(self)
-            queued = self._queued
+            queued = msgspec.structs.replace(self._queued, tenant=actor_of(self._ctx.user))
             if self._timeout is not None:
                 deadline = time.time_ns() + int(self._timeout * 1e9)
                 queued = msgspec.structs.replace(queued, deadline=deadline)

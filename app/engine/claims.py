@@ -54,6 +54,7 @@ class Claims:
         self._answers: dict[str, Answer] = {}  # by key: claimed and not ended
         self._by_request: dict[str, Answer] = {}
         self._parked: dict[str, Add] = {}  # by key: not yet sent to the core
+        self._priorities: dict[str, int] = {}  # by key
 
     def __len__(self) -> int:
         """How many requests are held."""
@@ -67,8 +68,19 @@ class Claims:
         """The claims held."""
         return [answer.fence for answer in self._answers.values()]
 
-    async def take(self, claim: Claimed) -> None:
-        """Have a claimed request computed, or failed if it cannot be."""
+    @property
+    def lowest(self) -> int | None:
+        """The lowest priority of what is held."""
+        return min(self._priorities.values(), default=None)
+
+    async def take(self, claim: Claimed, *, waited: str = "") -> None:
+        """Have a claimed request computed, or failed if it cannot be.
+
+        Args:
+            claim: The request.
+            waited: Why it waited in the log: ``worker``, ``room``, or nothing.
+
+        """
         core = self.core
         if core is None:
             return  # the crash gives it back
@@ -84,13 +96,19 @@ class Claims:
         except (codec.PayloadError, ValueError) as error:
             message = f"it cannot be read back from the log: {error}"
         answer = Answer(
-            claim, past, worker=self._worker, model=core.ready, max_tokens=self._max_tokens
+            claim,
+            past,
+            worker=self._worker,
+            model=core.ready,
+            max_tokens=self._max_tokens,
+            waited=waited,
         )
         if payload is None or message:
             answer.fail(code, message)
             self.flusher.touch(answer)
             return
         self._answers[answer.key] = self._by_request[answer.request] = answer
+        self._priorities[answer.key] = payload.priority
         self._parked[answer.key] = _add(answer, claim, payload)
         self._send_parked()
 
@@ -192,7 +210,7 @@ class Claims:
 
     def _release(self, answer: Answer, *, cancel: bool = False) -> None:
         """Take no more frames for a claim."""
-        del self._answers[answer.key]
+        del self._answers[answer.key], self._priorities[answer.key]
         if self._by_request.get(answer.request) is answer:
             del self._by_request[answer.request]
         parked = self._parked.pop(answer.key, None)
@@ -218,4 +236,5 @@ def _add(answer: Answer, claim: Claimed, payload: RequestQueued) -> Add:
         tools=payload.tools,
         template=payload.template,
         embed=payload.embed,
+        tenant=payload.tenant or claim.queued.actor,
     )

@@ -66,6 +66,7 @@ class Core:
             max_tokens=config.max_tokens_per_step,
             policy=config.policy,
             propose=self._speculator.propose if self._speculator else None,
+            fair=config.fair,
         )
         self._pooling = config.pooling
         self._texts: dict[str, Detokenizer] = {}
@@ -135,6 +136,7 @@ class Core:
             deadline=add.deadline,
             salt=add.salt,
             pooling=self._pool(add.embed),
+            tenant=add.tenant,
         )
         text = Detokenizer(
             self.runner.tokenizer.token_bytes,

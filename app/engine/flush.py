@@ -45,6 +45,14 @@ class Answer:
         started: Whether it was in a batch under this claim.
         output: Output tokens so far, those of earlier claims included.
 
+    Args:
+        claimed: The claim.
+        past: What earlier claims left.
+        worker: Whose claim it is.
+        model: What computes it.
+        max_tokens: Most tokens in an event.
+        waited: Why it was not claimed at once, in a word of ``request.started``.
+
     """
 
     def __init__(
@@ -55,6 +63,7 @@ class Answer:
         worker: str,
         model: Ready,
         max_tokens: int,
+        waited: str = "",
     ) -> None:
         self.request = claimed.request
         self.stream = claimed.stream
@@ -73,6 +82,7 @@ class Answer:
         )
         self._model = model
         self._max_tokens = max_tokens
+        self._waited = [waited] if waited else []
         self._usage = Usage()
         self._drafts = (0, 0)  # tokens drafted under this claim, and those that were right
         self._texts = list(past.texts)
@@ -107,6 +117,7 @@ class Answer:
                 threads=self._model.threads,
                 cpu=self._model.cpu or None,
                 torch=self._model.torch or None,
+                waited_for=[*self._waited, *frame.waited_for],
             )
         )
 

@@ -48,6 +48,7 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True):
         prefix_cache: Whether computed blocks are shared between requests.
         deterministic: Whether tokens and their probabilities depend on the request alone, to the
             bit, whatever else is computed.
+        fair: Whether tenants share the engine evenly.
         pooling: What embeddings are made of: ``mean``, ``last`` or ``off``.
         speculation: ``ngram`` or ``off``.
         draft_tokens: Most tokens drafted for a sequence in a step.
@@ -64,6 +65,7 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens_per_step: int = 512
     max_context: int = 0
     policy: str = "fcfs"
+    fair: bool = True
     prefix_cache: bool = True
     pooling: str = "mean"
     deterministic: bool = False
@@ -94,6 +96,7 @@ class Add(_Frame, frozen=True, kw_only=True):
     tools: list[dict[str, Any]] | None = None
     template: dict[str, Any] = {}
     embed: Embedding | None = None
+    tenant: str = ""
 
 
 class Cancel(_Frame, frozen=True, kw_only=True):
@@ -135,12 +138,16 @@ class Ready(_Frame, frozen=True, kw_only=True):
 
 
 class Started(_Frame, frozen=True, kw_only=True):
-    """The request is in the batch for the first time."""
+    """The request is in the batch for the first time.
+
+    ``waited_for`` says why not in the first step after it came: the words of ``request.started``.
+    """
 
     request: str
     prompt_tokens: int
     cached_tokens: int
     time: float
+    waited_for: list[str] = []
 
 
 class Output(msgspec.Struct, frozen=True, gc=False, array_like=True):

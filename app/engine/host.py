@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
+import time
 from collections.abc import AsyncIterator, Callable
 
 import anyio
@@ -19,6 +21,7 @@ from app.config import EngineConfig, StreamConfig
 from app.engine.claims import Claims
 from app.engine.deadlines import Deadlines
 from app.engine.frames import CoreConfig, Ready, Step
+from app.engine.room import Room
 from app.engine.supervisor import Backoff, CoreProcess
 from app.engine.workers import presence_name, worker_stream
 from app.errors import StartupError
@@ -27,7 +30,7 @@ from app.events.catalogue import Payload, WorkerCrashed, WorkerDrained, WorkerSt
 from app.events.envelope import Event
 from app.events.follow import following
 from app.events.presence import WORKER, Presence
-from app.events.store import Append, EventStore, StoreClosed, StoreError
+from app.events.store import Append, EventStore, Order, StoreClosed, StoreError
 
 __all__ = ["EngineHost"]
 
@@ -35,6 +38,8 @@ log = logging.getLogger(__name__)
 
 SHARE = 16
 """Part of a batch that is claimed at once while there are other workers."""
+URGENT = 8
+"""Most requests claimed at once that a full worker makes room for."""
 STEP_BACK = 0.05
 """Seconds that a full worker lets others claim first."""
 
@@ -82,6 +87,7 @@ class EngineHost:
         self._deadlines = Deadlines(store, self._claims.holds)
         self._work = asyncio.Event()
         self._more = False  # the last claim took all it could
+        self._room = Room()
         self._lost = False  # authority: claims must be given back before new ones are made
         self._alarm = asyncio.Event()
         self._draining = False
@@ -180,6 +186,7 @@ class EngineHost:
         self.model = core.ready
         await self._tell_started(core)
         self.state = "ready"
+        self._room.opened(time.time())
         return core
 
     async def _compute(self, core: CoreProcess) -> None:
@@ -231,10 +238,12 @@ class EngineHost:
     def _saw(self, event: Event) -> None:
         if event.type == "request.queued":
             self._deadlines.note(event)
+            self._room.note(_priority(event.data))
             self._work.set()
             return
         request = event.request or ""
         if event.type == "request.abandoned":
+            self._room.note(math.inf)
             self._work.set()
             self._claims.lost(request, epoch=_epoch(event.data))
         else:
@@ -266,18 +275,42 @@ class EngineHost:
         most = self._config.max_batch
         capacity = most + max(2, most // 4)
         limit = room = capacity - len(self._claims)
+        order = Order(priority=self._config.policy == "priority", fair=self._config.fair)
         if room <= 0:
-            return False
+            self._room.filled()
+            return await self._claim_urgent(names, 2 * capacity - len(self._claims), order)
+        self._room.emptied(time.time())
         if any(name.startswith(WORKER) for name in self.presence.live - {self.presence.name}):
             limit = min(room, max(1, most // SHARE))
             await asyncio.sleep(STEP_BACK * len(self._claims) / capacity)
-        claimed = await self._store.claim(
-            worker=self._worker, limit=limit, lease=self._config.lease_seconds, models=names
-        )
-        self._more = len(claimed) == limit
-        for claim in claimed:
-            await self._claims.take(claim)
+        self._more = await self._take(names, limit, order)
         return self._more
+
+    async def _claim_urgent(self, names: list[str], room: int, order: Order) -> bool:
+        """Claim beyond what there is room for, if it outranks what is held: the core makes room."""
+        lowest = self._claims.lowest
+        self._more = True
+        if room <= 0 or lowest is None or not order.priority or not self._room.wanted(lowest):
+            return False
+        more = await self._take(
+            names, min(room, URGENT), msgspec.structs.replace(order, above=lowest)
+        )
+        if not more:
+            self._room.served(lowest)
+        return more
+
+    async def _take(self, names: list[str], limit: int, order: Order) -> bool:
+        """Claim and compute; returns whether that took all that it could."""
+        claimed = await self._store.claim(
+            worker=self._worker,
+            limit=limit,
+            lease=self._config.lease_seconds,
+            models=names,
+            order=order,
+        )
+        for claim in claimed:
+            await self._claims.take(claim, waited=self._room.waited(claim.queued.time / 1e9))
+        return len(claimed) == limit
 
     async def _read(self, core: CoreProcess) -> bool:
         """Take in frames until the core is gone; returns whether it computed anything."""
@@ -384,3 +417,17 @@ _abandoned = msgspec.json.Decoder(_Abandoned)
 
 def _epoch(data: bytes) -> int:
     return _abandoned.decode(data).epoch
+
+
+class _Queued(msgspec.Struct):
+    priority: int = 0
+
+
+_queued = msgspec.json.Decoder(_Queued)
+
+
+def _priority(data: bytes) -> float:
+    try:
+        return _queued.decode(data).priority
+    except msgspec.DecodeError:
+        return -math.inf  # whoever claims it says so

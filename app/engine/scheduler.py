@@ -6,7 +6,8 @@ token, then the rest of prompts begun (chunked prefill, arXiv:2308.16369), then 
 sequence enters with blocks for all its tokens; when later ones find no block, the last in line
 loses its blocks and is computed again afterwards. The first in line can always take what it needs,
 so every request ends. A step of next tokens alone may compute drafts behind them, with budget and
-blocks that nobody else needs.
+blocks that nobody else needs. Who is next, `app.engine.waiting` knows; one of a higher rank does
+not wait for places and blocks of lower ones, but takes them.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from app.engine.blocks import BlockManager
 from app.engine.frames import Failed, Preempted, Resumed, Started
 from app.engine.sampling import TokenLogprobs
 from app.engine.sequence import Draw, Sequence, State, Work
+from app.engine.waiting import OUTPUT_COST, Key, Overtaken, Waiting
 
 __all__ = ["Notice", "Propose", "Sampled", "Scheduler"]
 
 Notice = Started | Preempted | Resumed | Failed
 Propose = Callable[[Series[Sequence], Series[int], int], Series[tuple[int, ...]]]
 
-Key = tuple[int, float, int]
 _first = itemgetter(0)
 
 
@@ -51,7 +52,8 @@ class Sampled(NamedTuple):
 class Scheduler:
     """Queue and batch of one engine core.
 
-    Line: by arrival (``fcfs``), or by larger priority then arrival (``priority``).
+    Line: by arrival (``fcfs``), or by larger priority then arrival (``priority``); among equals
+    tenants share.
 
     Args:
         blocks: Where sequences get their KV blocks from.
@@ -61,6 +63,7 @@ class Scheduler:
         max_tokens: Most tokens computed in a step.
         policy: ``fcfs`` or ``priority``.
         propose: Drafts for sequences, given how many each can use and how many there may be in all.
+        fair: Whether tenants share; otherwise all are one.
 
     """
 
@@ -74,6 +77,7 @@ class Scheduler:
         max_tokens: int = 512,
         policy: str = "fcfs",
         propose: Propose | None = None,
+        fair: bool = True,
     ) -> None:
         self.blocks = blocks
         self.context = min(context, blocks.num_blocks * blocks.block_size)
@@ -85,10 +89,12 @@ class Scheduler:
         self.sequences: dict[str, Sequence] = {}
         self.notices: list[Notice] = []
         self._running: list[tuple[Key, Sequence]] = []  # in line order
-        self._waiting: list[tuple[Key, Sequence]] = []  # heap; ended ones are skipped when popped
-        self._deadlines: list[tuple[float, int, Sequence]] = []  # heap, likewise
-        self._keys: dict[str, Key] = {}
+        self._waiting = Waiting(fair=fair)
+        self._deadlines: list[tuple[float, int, Sequence]] = []  # heap; may have ended
         self._arrivals = 0
+        self._overtaken = Overtaken()
+        self._pass = 0
+        self._stopped = ""  # why those in line could not begin in the last pass
 
     @property
     def busy(self) -> bool:
@@ -117,9 +123,9 @@ class Scheduler:
             return False
         self._arrivals += 1
         rank = -sequence.priority if self.by_priority else 0
-        key = self._keys[sequence.request] = (rank, sequence.arrival, self._arrivals)
+        sequence.since = self._pass
         self.sequences[sequence.request] = sequence
-        heapq.heappush(self._waiting, (key, sequence))
+        self._waiting.join((rank, sequence.arrival, self._arrivals), sequence)
         if sequence.deadline is not None:
             heapq.heappush(self._deadlines, (sequence.deadline, self._arrivals, sequence))
         return True
@@ -137,10 +143,11 @@ class Scheduler:
         sequence = self.sequences.pop(request, None)
         if sequence is None:
             return False
-        if sequence.state is State.RUNNING:
+        state, sequence.state = sequence.state, State.ENDED
+        if state is State.RUNNING:
             self._leave(sequence)
-        self._keys.pop(request)
-        sequence.state = State.ENDED
+        else:
+            self._waiting.left(sequence)
         return True
 
     def schedule(self, now: float) -> list[Work]:
@@ -152,7 +159,9 @@ class Scheduler:
             now: Seconds since the epoch.
 
         """
+        self._pass += 1
         self._expire(now)
+        self._urge(now)
         works, short = self._decode()
         decodes = len(works)
         budget = self.max_tokens - decodes
@@ -194,6 +203,7 @@ class Scheduler:
                 results.append(Sampled(sequence, [], "stop", embedding=draw.embedding))
                 continue
             tokens, reason = self._extend(sequence, draw.tokens)
+            self._waiting.charge(sequence.tenant, OUTPUT_COST * len(tokens))
             accepted = _common(tokens, work.drafts)
             if accepted:  # the last token is computed in the next step, whatever it is
                 sequence.computed = min(sequence.computed + accepted, len(sequence.tokens) - 1)
@@ -246,7 +256,12 @@ class Scheduler:
             one = len(sequence.tokens) - sequence.computed == 1
             if one or not self.blocks.covers(sequence):
                 while sequence.state is State.RUNNING and not self.blocks.grow(sequence):
-                    self._preempt()  # the last in line: not scheduled yet, at worst this one
+                    whom = "lowest priority" if self.by_priority else "newest"
+                    count = self.blocks.num_blocks
+                    self._preempt(
+                        f"all {count} KV blocks are in use; the {whom} request gives way"
+                    )  # the last in line: not scheduled yet, at worst this one
+                    self._stopped = "blocks"
                     short = True
                 if sequence.state is not State.RUNNING:
                     break
@@ -281,47 +296,96 @@ class Scheduler:
             left = min(left, sequence.params.max_tokens - output)
         return max(0, left - 1)
 
+    def _urge(self, now: float) -> None:
+        """Let those in who outrank somebody that runs; the lowest give way if need be.
+
+        Not more than can be computed in a step: what gave way could have gone on until then.
+        """
+        while self._running and (entry := self._waiting.first()) is not None:
+            (rank, *_), sequence = entry
+            behind = sum(len(s.tokens) - s.computed for _, s in self._running)
+            if rank >= self._running[-1][0][0] or behind - len(self._running) >= self.max_tokens:
+                return
+            if self.blocks.awaits(sequence) or not self._displace(rank, sequence):
+                return
+            self._enter(*self._waiting.pop(), now)
+
+    def _displace(self, rank: int, sequence: Sequence) -> bool:
+        """Give a sequence blocks and a place in the batch; False if lower ranks have too few."""
+        lower = [other for key, other in self._running if key[0] > rank]
+        equal = len(self._running) - len(lower)
+        if not self.blocks.could(sequence, after=lower, reserve=equal):
+            return False
+        while True:
+            full = len(self._running) >= self.max_batch
+            if not full and self.blocks.allocate(sequence, reserve=len(self._running)):
+                return True
+            scarce = f"place in the batch of {self.max_batch}" if full else "KV blocks"
+            self._preempt(f"a request of priority {sequence.priority} takes its {scarce}")
+
     def _admit(self, works: list[Work], budget: int, now: float) -> None:
-        while self._waiting and budget and len(self._running) < self.max_batch:
-            key, sequence = self._waiting[0]
-            if sequence.state is not State.ENDED:
-                # A block for each running sequence stays free, or the newcomer would soon be
-                # preempted again. Nobody overtakes the first in line, so it cannot starve.
-                if not self.blocks.allocate(sequence, reserve=len(self._running)):
-                    return
+        apart: list[tuple[Key, Sequence]] = []
+        while (entry := self._waiting.first()) is not None:
+            key, sequence = entry
+            if self.blocks.awaits(sequence):  # as long as others compute its prompt, at most
+                sequence.waits = "prefix"
+                apart.append(self._waiting.pop())
+                continue
+            # A block for each running sequence stays free, or the newcomer would soon be
+            # preempted again. Nobody overtakes the first in line, so it cannot starve.
+            if len(self._running) >= self.max_batch:
+                sequence.waits = "batch"
+            elif not budget:
+                sequence.waits = "tokens"
+            elif not self.blocks.allocate(sequence, reserve=len(self._running)):
+                sequence.waits = "blocks"
+            else:
+                self._waiting.pop()
                 self._enter(key, sequence, now)
                 left = len(sequence.tokens) - sequence.computed
                 works.append(Work(sequence, sequence.computed, min(left, budget)))
                 budget -= works[-1].length
-            heapq.heappop(self._waiting)
+                continue
+            self._stopped = sequence.waits
+            break
+        for entry in apart:
+            self._waiting.put_back(*entry)
 
     def _enter(self, key: Key, sequence: Sequence, now: float) -> None:
         if sequence.state is State.PREEMPTED:
             self.notices.append(Resumed(request=sequence.request))
         else:
+            self._waiting.charge(sequence.tenant, len(sequence.tokens) - sequence.computed)
             self.notices.append(
                 Started(
                     request=sequence.request,
                     prompt_tokens=sequence.prompt_len,
                     cached_tokens=min(sequence.cached, sequence.prompt_len),
                     time=now,
+                    waited_for=self._reasons(key, sequence),
                 )
             )
         sequence.state = State.RUNNING
         insort(self._running, (key, sequence), key=_first)
+
+    def _reasons(self, key: Key, sequence: Sequence) -> list[str]:
+        """Why a sequence did not begin in the first pass after it came."""
+        overtaken = self._overtaken.by(key, sequence.tenant)
+        if self._pass <= sequence.since + 1:
+            return []
+        return [reason for reason in (sequence.waits or self._stopped, overtaken) if reason]
 
     def _leave(self, sequence: Sequence) -> None:
         """Take a running sequence out of the batch and its blocks back."""
         self._running = [entry for entry in self._running if entry[1] is not sequence]
         self.blocks.free(sequence)
 
-    def _preempt(self) -> None:
+    def _preempt(self, reason: str) -> None:
+        """The last in line loses its place and its blocks, and waits again."""
         key, victim = self._running[-1]
         self._leave(victim)
         victim.state = State.PREEMPTED
-        heapq.heappush(self._waiting, (key, victim))
-        whom = "lowest priority" if self.by_priority else "newest"
-        reason = f"all {self.blocks.num_blocks} KV blocks are in use; the {whom} request gives way"
+        self._waiting.put_back(key, victim)
         self.notices.append(Preempted(request=victim.request, reason=reason))
 
     def _expire(self, now: float) -> None:

@@ -36,9 +36,14 @@ class Sequence:
             output.
         params: How to sample; ``params.seed`` is set.
         computed: How many of ``tokens`` have keys and values in the cache.
+        tenant: For whom it is computed.
         blocks: Physical block numbers, in order of position; block i holds positions
             ``[i * block_size, (i + 1) * block_size)``.
         pooling: It is only read, and ends with a vector; None for all that are answered.
+        digests: Of its full blocks, as far as they were wanted.
+        recorded: How many of its blocks others can find.
+        since: In which pass of the scheduler it came.
+        waits: Why it could not begin when it was first in line.
 
     """
 
@@ -48,14 +53,19 @@ class Sequence:
         "cached",
         "computed",
         "deadline",
+        "digests",
         "params",
         "pooling",
         "priority",
         "prompt_len",
+        "recorded",
         "request",
         "salt",
+        "since",
         "state",
+        "tenant",
         "tokens",
+        "waits",
     )
 
     def __init__(
@@ -70,6 +80,7 @@ class Sequence:
         deadline: float | None = None,
         salt: str | None = None,
         pooling: Pooling | None = None,
+        tenant: str = "",
     ) -> None:
         self.request = request
         self.tokens = [*prompt, *(output or ())]
@@ -80,10 +91,15 @@ class Sequence:
         self.deadline = deadline
         self.salt = salt
         self.pooling = pooling
+        self.tenant = tenant
         self.computed = 0
         self.cached = 0
         self.blocks: list[int] = []
+        self.digests: list[bytes] = []
+        self.recorded = 0
         self.state = State.WAITING
+        self.since = 0
+        self.waits = ""
 
     @property
     def scores_prompt(self) -> bool:

@@ -420,6 +420,7 @@ class RequestQueued(Payload, frozen=True, kw_only=True):
     nanoseconds since the epoch. A larger ``priority`` runs earlier. ``params.seed`` is always set.
     ``tools`` (in OpenAI's form) and ``template`` (variables by name) go to the chat template.
     ``metadata`` says how the request came and what its sender wants to find again with it.
+    ``tenant`` is for whom: tenants share the engine evenly; None means the event's actor.
     With ``embed`` the prompt is only read, for ``request.embedded``; nothing is drawn.
     """
 
@@ -436,6 +437,7 @@ class RequestQueued(Payload, frozen=True, kw_only=True):
     template: dict[str, Any] = {}
     metadata: dict[str, Any] = {}
     embed: Embedding | None = None
+    tenant: str | None = None
 
 
 @event("request.claimed")
@@ -455,6 +457,11 @@ class RequestStarted(Payload, frozen=True, kw_only=True):
     ``bfloat16``) and ``version`` that of Everlog: with the same, it can be run again.
     ``deterministic`` says whether others in the batch had no part in its bits; ``threads``, the
     instructions of the ``cpu`` that were used, and the version of ``torch`` have.
+
+    ``waited_for`` says why it did not begin at once. In the log: ``worker`` (none was ready) or
+    ``room`` (no worker had any). In the engine: ``batch`` (it was full), ``tokens`` (the step was),
+    ``blocks`` (of the KV cache), ``prefix`` (another was computing the same prompt), and
+    ``priority`` or ``share`` (of other tenants) if requests that came later began before it.
     """
 
     request: str
@@ -471,6 +478,7 @@ class RequestStarted(Payload, frozen=True, kw_only=True):
     threads: int | None = None
     cpu: str | None = None
     torch: str | None = None
+    waited_for: list[str] = []
 
 
 @event("request.preempted")

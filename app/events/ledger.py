@@ -226,7 +226,7 @@ class Ledger:
     def _claim(self, claim: Claim, now: int, batch: Batch) -> list[Request]:
         until = now + int(claim.lease * 1e9)
         claimed = []
-        for row in claimable(list(self._open.values()), claim.limit, claim.models):
+        for row in claimable(self._open.values(), claim):
             row = msgspec.structs.replace(
                 row, state="claimed", epoch=row.epoch + 1, worker=claim.worker, until=until
             )

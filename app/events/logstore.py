@@ -23,12 +23,14 @@ from app.events.objects import Objects
 from app.events.ops import Claim, Erasure, Expire, Heartbeat, Load, Op, Redact
 from app.events.queue import Request
 from app.events.store import (
+    BY_PRIORITY,
     Append,
     Appended,
     Claimed,
     Conflict,
     Fence,
     Lease,
+    Order,
     Outcome,
     StoreClosed,
     StoreError,
@@ -116,10 +118,16 @@ class LogStore(ABC):
         """
 
     async def claim(
-        self, *, worker: str, limit: int, lease: float, models: Sequence[str] | None = None
+        self,
+        *,
+        worker: str,
+        limit: int,
+        lease: float,
+        models: Sequence[str] | None = None,
+        order: Order = BY_PRIORITY,
     ) -> list[Claimed]:
         """See `EventStore.claim`."""
-        rows: list[Request] = await self._submit(Claim(worker, limit, lease, models))
+        rows: list[Request] = await self._submit(Claim(worker, limit, lease, models, order))
         return [
             Claimed(row.id, row.stream, row.epoch, await self._event_at(row.queued)) for row in rows
         ]

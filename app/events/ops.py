@@ -8,7 +8,7 @@ import msgspec
 
 from app.events.envelope import Event
 from app.events.moves import Move, Upload
-from app.events.store import Append
+from app.events.store import BY_PRIORITY, Append, Order
 
 __all__ = ["Claim", "Erasure", "Expire", "Heartbeat", "Load", "Op", "Redact"]
 
@@ -20,6 +20,7 @@ class Claim(msgspec.Struct, frozen=True):
     limit: int
     lease: float
     models: Sequence[str] | None
+    order: Order = BY_PRIORITY
 
 
 class Heartbeat(msgspec.Struct, frozen=True):

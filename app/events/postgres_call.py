@@ -135,7 +135,7 @@ class Call:
 
     def _find_moves(self) -> list[tuple[int, int, bool, int]] | None:
         """Owner, move, fenced and place of the queued fields for each event; None: no moves."""
-        self._queued: list[tuple[int, str | None, int | None]] = []
+        self._queued: list[tuple[int, str | None, int | None, str]] = []
         if self._guards or not any(event.type in _MOVE for event in self._new):
             return None  # the queue's own appends move their requests by their kind
         return [self._move(event) for event in self._new]
@@ -147,7 +147,8 @@ class Call:
         queued = 0
         if event.type == "request.queued":
             fields = queued_fields(event.data)
-            self._queued.append((fields.priority, fields.model, fields.deadline))
+            tenant = fields.tenant or event.actor
+            self._queued.append((fields.priority, fields.model, fields.deadline, tenant))
             queued = len(self._queued)
         return (self._requests[event.request], move, event.type in FENCED, queued)
 
@@ -193,7 +194,7 @@ class Call:
             os.urandom(SALT * len(events)),
             self._tails(),
             *_columns(self._moves or (), 4),
-            *_columns(self._queued, 3),
+            *_columns(self._queued, 4),
         ]
 
     def _append_columns(self) -> list[list[Any]]:

@@ -31,12 +31,18 @@ TRIES = 3
 async def claims(claim: Claim, peek: Peek, call: Call) -> list[Request]:
     """Claim queued requests; the claimed rows."""
     claimed: list[Request] = []
-    lease = int(claim.lease * 1e9)
+    lease, order = int(claim.lease * 1e9), claim.order
     for _ in range(TRIES):
         room = claim.limit - len(claimed)
         if room <= 0:
             break
-        found = await peek(sql.SELECT_CLAIMABLE, list(claim.models or ()), room)
+        found = await peek(
+            sql.SELECT_CLAIMABLE_FAIRLY if order.fair else sql.SELECT_CLAIMABLE,
+            list(claim.models or ()),
+            room,
+            order.priority,
+            order.above,
+        )
         if not found:
             break
         guarded = [

@@ -60,7 +60,9 @@ SELECT_ROWS_IN_STREAM = SELECT_IN_STREAM.replace(EVENT_COLUMNS, EVENT_COLUMNS + 
 
 SELECT_LEAVES = "SELECT leaf FROM event WHERE seq > $1 AND seq <= $2 ORDER BY seq"
 
-REQUEST_COLUMNS = "id, stream, state, epoch, worker, until, priority, queued, model, deadline, run"
+REQUEST_COLUMNS = (
+    "id, stream, state, epoch, worker, until, priority, queued, model, deadline, run, tenant"
+)
 
 _OPEN = "state NOT IN ('finished', 'failed', 'cancelled')"
 
@@ -70,10 +72,34 @@ SELECT_REQUESTS = f"SELECT {REQUEST_COLUMNS} FROM request WHERE id = ANY ($1::te
 
 SELECT_COMMANDS = "SELECT id, seq, version FROM command WHERE id = ANY ($1::text[])"
 
+_MAY_CLAIM = """
+    state = 'queued' AND (model IS NULL OR model = ANY ($1::text[]))
+        AND ($4::integer IS NULL OR priority > $4)"""
+
+_RANK = "CASE WHEN $3::boolean THEN -priority ELSE 0 END"
+
 SELECT_CLAIMABLE = f"""
-    SELECT {REQUEST_COLUMNS} FROM request
-    WHERE {_OPEN} AND state = 'queued' AND (model IS NULL OR model = ANY ($1::text[]))
-    ORDER BY priority DESC, queued LIMIT $2"""
+    SELECT {REQUEST_COLUMNS} FROM request WHERE {_OPEN} AND {_MAY_CLAIM}
+    ORDER BY {_RANK}, queued LIMIT $2"""
+
+#: The same by shares of tenants. It looks at no more than $2 requests of each.
+SELECT_CLAIMABLE_FAIRLY = f"""
+    WITH RECURSIVE waiting (tenant) AS (
+        (SELECT tenant FROM request WHERE state = 'queued' ORDER BY tenant LIMIT 1)
+        UNION ALL
+        SELECT (SELECT r.tenant FROM request r WHERE r.state = 'queued' AND r.tenant > w.tenant
+                ORDER BY r.tenant LIMIT 1)
+        FROM waiting w WHERE w.tenant IS NOT NULL
+    ), held (tenant, count) AS (
+        SELECT tenant, count(*) FROM request WHERE worker IS NOT NULL GROUP BY tenant
+    )
+    SELECT {", ".join(f"own.{name}" for name in REQUEST_COLUMNS.split(", "))}
+    FROM waiting LEFT JOIN held USING (tenant) CROSS JOIN LATERAL (
+        SELECT *, {_RANK} AS rank, row_number() OVER (ORDER BY {_RANK}, queued) AS place
+        FROM (SELECT * FROM request WHERE tenant = waiting.tenant AND {_MAY_CLAIM}
+              ORDER BY {_RANK}, queued LIMIT $2) AS first
+    ) AS own
+    ORDER BY own.rank, own.place + coalesce(held.count, 0), own.queued LIMIT $2"""
 
 SELECT_LOST = f"""
     SELECT {REQUEST_COLUMNS} FROM request
@@ -100,7 +126,7 @@ SELECT_NODES = "SELECT name FROM node WHERE until > coalesce($1::bigint, log_clo
 
 UPSERT_REQUEST = f"""
     INSERT INTO request ({REQUEST_COLUMNS})
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
     ON CONFLICT (id) DO UPDATE SET state = excluded.state, epoch = excluded.epoch,
         worker = excluded.worker, until = excluded.until"""
 

@@ -6,12 +6,15 @@ may be written; `fold` is the same projection computed from stored events alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import heapq
+from collections import Counter
+from collections.abc import Callable, Iterable
 
 import msgspec
 
 from app.events.envelope import Event, NewEvent
 from app.events.lifecycle import FENCED, TERMINAL, TRANSITIONS, advance
+from app.events.ops import Claim
 from app.events.store import Append, Closed, Fence, Fenced, Illegal, Lease
 
 __all__ = ["HELD", "Request", "fold", "judge", "queued_fields", "to_lease"]
@@ -34,6 +37,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     model: str | None
     deadline: int | None
     run: str | None
+    tenant: str = ""
 
 
 class _Queued(msgspec.Struct, frozen=True):
@@ -41,6 +45,7 @@ class _Queued(msgspec.Struct, frozen=True):
     priority: int = 0
     model: str | None = None
     deadline: int | None = None
+    tenant: str | None = None
 
 
 class _Claimed(msgspec.Struct, frozen=True):
@@ -135,6 +140,7 @@ def _queued_row(stream: str, seq: int, event: NewEvent | Event) -> Request:
         model=fields.model,
         deadline=fields.deadline,
         run=event.run,
+        tenant=fields.tenant or event.actor,
     )
 
 
@@ -170,11 +176,26 @@ def fold(row: Request | None, event: Event) -> Request | None:
     return _moved(row, after)
 
 
-def claimable(rows: Sequence[Request], limit: int, models: Sequence[str] | None) -> list[Request]:
-    """Queued rows a worker may take: highest priority, then oldest."""
-    offered = frozenset(models or ())
-    fitting = [
-        row for row in rows if row.state == "queued" and (row.model is None or row.model in offered)
-    ]
-    fitting.sort(key=lambda row: (-row.priority, row.queued))
-    return fitting[:limit]
+def claimable(rows: Iterable[Request], claim: Claim) -> list[Request]:
+    """Queued rows a worker may take, in the order of `app.events.store.Order`."""
+    order, offered = claim.order, frozenset(claim.models or ())
+    shares: Counter[str] = Counter()  # by tenant: what workers hold, and what goes before a row
+    fitting: list[Request] = []
+    for row in rows:
+        if row.state in HELD:
+            shares[row.tenant] += order.fair
+        elif row.model is None or row.model in offered:
+            fitting.append(row)
+
+    def rank(row: Request) -> int:
+        return -row.priority if order.priority else 0
+
+    fitting = [row for row in fitting if order.above is None or row.priority > order.above]
+    fitting.sort(key=lambda row: (rank(row), row.queued))
+    if not order.fair:
+        return fitting[: claim.limit]
+    ranked = []
+    for row in fitting:
+        ranked.append((rank(row), shares[row.tenant], row.queued, row))
+        shares[row.tenant] += 1
+    return [row for *_, row in heapq.nsmallest(claim.limit, ranked)]

@@ -150,6 +150,7 @@ RULES: dict[type[msgspec.Struct], dict[str, Any]] = {
         "template": {},
         "metadata": {},
         "embed": Within(c.Embedding),
+        "tenant": KEEP,
     },
     c.RequestClaimed: {"request": KEEP, "epoch": KEEP, "worker": KEEP},
     c.RequestStarted: {
@@ -167,6 +168,7 @@ RULES: dict[type[msgspec.Struct], dict[str, Any]] = {
         "threads": KEEP,
         "cpu": KEEP,
         "torch": KEEP,
+        "waited_for": KEEP,
     },
     c.RequestPreempted: {"request": KEEP, "epoch": KEEP, "reason": KEEP},
     c.RequestResumed: {"request": KEEP, "epoch": KEEP},

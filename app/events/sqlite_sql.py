@@ -49,8 +49,8 @@ INSERT_TYPE = "INSERT INTO event_type (id, name) VALUES (?, ?)"
 
 UPSERT_REQUEST = """
     INSERT INTO request (id, stream, state, epoch, worker, until, priority, queued, model,
-                         deadline, run)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                         deadline, run, tenant)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (id) DO UPDATE SET state = excluded.state, epoch = excluded.epoch,
         worker = excluded.worker, until = excluded.until"""
 
@@ -83,7 +83,9 @@ SELECT_LAST_STREAM = "SELECT coalesce(max(id), 0) FROM stream"
 
 SELECT_TYPES = "SELECT name, id FROM event_type"
 
-REQUEST_COLUMNS = "id, stream, state, epoch, worker, until, priority, queued, model, deadline, run"
+REQUEST_COLUMNS = (
+    "id, stream, state, epoch, worker, until, priority, queued, model, deadline, run, tenant"
+)
 
 SELECT_OPEN_REQUESTS = f"""
     SELECT {REQUEST_COLUMNS} FROM request

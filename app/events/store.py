@@ -12,6 +12,7 @@ from app.events.envelope import Event, NewEvent
 
 __all__ = [
     "ANY",
+    "BY_PRIORITY",
     "NO_STREAM",
     "Append",
     "Appended",
@@ -24,6 +25,7 @@ __all__ = [
     "Fenced",
     "Illegal",
     "Lease",
+    "Order",
     "Outcome",
     "StoreClosed",
     "StoreError",
@@ -123,6 +125,25 @@ class Claimed(msgspec.Struct, frozen=True):
     queued: Event
 
 
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """Which of the queued requests are claimed first.
+
+    Attributes:
+        priority: Those of larger priority; otherwise priority does not count.
+        fair: Among equals those of tenants of which workers hold least, so that all hold the same.
+        above: Only those of a larger priority.
+
+    In the end the oldest go first.
+    """
+
+    priority: bool = True
+    fair: bool = False
+    above: int | None = None
+
+
+BY_PRIORITY = Order()
+
+
 class Lease(msgspec.Struct, frozen=True):
     """A row of the request queue: who holds what, until when (ns since the epoch, store's clock).
 
@@ -213,9 +234,15 @@ class EventStore(Protocol):
         ...
 
     async def claim(
-        self, *, worker: str, limit: int, lease: float, models: Sequence[str] | None = None
+        self,
+        *,
+        worker: str,
+        limit: int,
+        lease: float,
+        models: Sequence[str] | None = None,
+        order: Order = BY_PRIORITY,
     ) -> list[Claimed]:
-        """Claim up to ``limit`` queued requests, highest priority then oldest first.
+        """Claim up to ``limit`` queued requests; by default highest priority then oldest first.
 
         Each claim raises the request's epoch and appends ``request.claimed`` in one transaction.
         ``lease`` is seconds on the store's clock. Requests that name a model are given only to

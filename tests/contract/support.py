@@ -49,10 +49,20 @@ def notes(stream: str, *texts: str, expected: int = -1, command: str | None = No
 
 
 def queued(
-    request: str, *, priority: int = 0, model: str | None = None, run: str | None = None
+    request: str,
+    *,
+    priority: int = 0,
+    model: str | None = None,
+    run: str | None = None,
+    tenant: str | None = None,
 ) -> NewEvent:
     payload = RequestQueued(
-        request=request, params=SamplingParams(seed=1), text="x", priority=priority, model=model
+        request=request,
+        params=SamplingParams(seed=1),
+        text="x",
+        priority=priority,
+        model=model,
+        tenant=tenant,
     )
     return new(payload, request=request, run=run)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from app.events.store import (
     Fenced,
     Illegal,
     Lease,
+    Order,
 )
 from tests.contract.conftest import PERSISTENT, Open
 from tests.contract.support import Clock, enqueue, life, must, notes, queued, write
@@ -74,6 +76,41 @@ async def test_claims_go_by_priority_then_age_and_only_to_workers_with_the_model
     assert await store.claim(worker="w", limit=9, lease=1, models=["other"]) == []
     [claimed] = await store.claim(worker="w", limit=9, lease=1, models=["other", "m"])
     assert claimed.request == "picky"
+
+
+async def test_tenants_hold_the_same_however_many_of_theirs_wait(store: EventStore) -> None:
+    for number in range(30):
+        await enqueue(store, f"a{number}", tenant="a")
+    await enqueue(store, "b0", tenant="b")
+    await enqueue(store, "urgent", tenant="a", priority=5)
+    await enqueue(store, "b1", tenant="b")
+    await enqueue(store, "picky", tenant="c", model="m")
+    order = Order(fair=True)
+
+    async def claim(limit: int, order: Order = order) -> list[str]:
+        return [c.request for c in await store.claim(worker="w", limit=limit, lease=9, order=order)]
+
+    assert await claim(4) == ["urgent", "b0", "a0", "b1"]
+    assert await claim(2) == ["a1", "a2"]
+    await enqueue(store, "b2", tenant="b")  # of a they hold four, of b two
+    await enqueue(store, "c0", tenant="c")
+    assert await claim(3) == ["c0", "b2", "a3"]
+    assert await claim(2, Order(priority=False)) == ["a4", "a5"]
+
+
+async def test_claims_may_be_of_a_larger_priority_only_or_by_age_alone(store: EventStore) -> None:
+    for number, priority in enumerate((0, -5, 3, 7)):
+        await enqueue(store, f"r{number}", priority=priority)
+
+    async def claim(limit: int, **order: Any) -> list[str]:
+        claims = await store.claim(worker="w", limit=limit, lease=9, order=Order(**order))
+        return [c.request for c in claims]
+
+    assert await claim(9, above=3, fair=True) == ["r3"]
+    assert await claim(9, above=3) == []
+    assert await claim(1, priority=False, fair=True) == ["r0"]
+    assert await claim(1, priority=False) == ["r1"]
+    assert await claim(9, above=-5) == ["r2"]
 
 
 async def test_concurrent_claims_never_share_a_request(store: EventStore) -> None:

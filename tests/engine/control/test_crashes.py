@@ -111,7 +111,7 @@ async def test_a_killed_core_changes_no_answer(lab: tuple[Lab, list[Result]]) ->
     started = [p for e in results[0].events if isinstance(p := codec.decode(e), RequestStarted)]
     assert started[0].resumed_tokens == 0 < started[1].resumed_tokens < started[2].resumed_tokens
     events = [e async for e in here.store.read(stream="worker/w1", types=("worker.crashed",))]
-    crash = codec.decode(events[0])
+    crash = codec.decode(events[-1])
     assert isinstance(crash, WorkerCrashed)
     assert set(crash.requests) == set(requests)
 

@@ -300,6 +300,7 @@ def test_a_prefix_computed_before_is_reported() -> None:
 lives = st.fixed_dictionaries(
     {
         "at": st.integers(0, 12),
+        "tenant": st.sampled_from("ab"),
         "prompt": st.lists(st.integers(1, 2), min_size=1, max_size=24),
         "max_tokens": st.integers(1, 24),
         "priority": st.integers(0, 2),
@@ -359,6 +360,7 @@ def test_everyone_ends_with_the_tokens_it_would_get_alone(
                         arrival=run.now,
                         deadline=None if life["deadline"] is None else float(life["deadline"]),
                         salt=life["salt"],
+                        tenant=life["tenant"],
                     )
                 )
             stop = life["cancel"]
