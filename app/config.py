@@ -53,6 +53,12 @@ class ServerConfig(_Section, frozen=True, kw_only=True):
     lease_seconds: Annotated[
         float, _doc("How long a silent process counts as alive; then others take over.", ge=1)
     ] = 10.0
+    max_queue: Annotated[
+        int, _doc("Most requests that wait in the log; then nobody can ask more. 0: any.", ge=0)
+    ] = 10_000
+    max_queue_tenant: Annotated[
+        int, _doc("Most requests of one user or API key that wait in the log; 0: any.", ge=0)
+    ] = 1000
     auth: Annotated[
         Literal["auto", "required", "off"],
         _doc("Whether an API key is needed; auto: unless host is a loopback address."),

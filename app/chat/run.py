@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Literal
 
+from app.chat.admission import Admission
 from app.chat.context import Context, enter
 from app.chat.emitter import Emitter
 from app.chat.errors import LLMError
@@ -54,8 +55,10 @@ class Shared:
         presence: Presence,
         stream: StreamConfig,
         chat: ChatConfig,
+        admission: Admission,
     ) -> None:
         self.store = store
+        self.admission = admission
         self.app = app
         self.node = presence.name
         self.presence = presence

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import anyio
 from anyio.abc import TaskStatus
 
+from app.chat.admission import Admission
 from app.chat.commands import (
     Ack,
     Command,
@@ -28,7 +29,7 @@ from app.chat.hooks import ChatApp
 from app.chat.recovery import unfinished_threads
 from app.chat.run import GRACE, Shared
 from app.chat.thread import ThreadRuns
-from app.config import ChatConfig, StreamConfig
+from app.config import ChatConfig, ServerConfig, StreamConfig
 from app.errors import EverlogError, InputError
 from app.events.catalogue import MessageFeedback, RunResumed, ThreadDeleted, ThreadRenamed
 from app.events.codec import decode, new
@@ -61,6 +62,7 @@ class Runtime:
         views: Read models, to find unfinished runs without reading the log; None reads it.
         stream: How streamed text is batched into events.
         chat: Defaults of ``llm``.
+        server: How many requests may wait.
         chat_end_seconds: See `CHAT_END_SECONDS`.
 
     """
@@ -75,14 +77,21 @@ class Runtime:
         views: Views | None = None,
         stream: StreamConfig | None = None,
         chat: ChatConfig | None = None,
+        server: ServerConfig | None = None,
         chat_end_seconds: float = CHAT_END_SECONDS,
     ) -> None:
         self._store = store
         self._views = views
         self._chat_end_seconds = chat_end_seconds
         self.presence = presence or Presence(store, node)
+        self.admission = Admission(store, server or ServerConfig())
         self._shared = Shared(
-            store, app, self.presence, stream or StreamConfig(), chat or ChatConfig()
+            store,
+            app,
+            self.presence,
+            stream or StreamConfig(),
+            chat or ChatConfig(),
+            self.admission,
         )
         self._threads: dict[str, ThreadRuns] = {}
         self._crowded = MAX_IDLE
@@ -164,7 +173,7 @@ class Runtime:
 
         Raises:
             InputError: A field is wrong; nothing changed.
-            Refused: ``forbidden``, ``not_found`` (deleted) or ``draining``.
+            Refused: ``forbidden``, ``not_found`` (deleted), ``draining`` or ``limit``.
 
         """
         runs = await self._accept(command)

@@ -67,6 +67,8 @@ class ThreadRuns(ThreadJobs):
         while True:
             state = await self.allowed(user, new_ok=True)
             await self._check_ids(command, state)
+            if command.message not in state.index.messages:  # else it may have taken effect before
+                await self._admit(user)
             message = MessagePosted(
                 message=command.message or uuid7(),
                 role="user",
@@ -87,6 +89,11 @@ class ThreadRuns(ThreadJobs):
             self.opened = True
             self.enqueue(jobs)
             return Ack(outcome.version, outcome.last_seq)
+
+    async def _admit(self, user: str) -> None:
+        full = await self._shared.admission.check(actor_of(user))
+        if full is not None:
+            raise Refused("limit", str(full))
 
     async def open(self, user: str) -> None:
         """Somebody looks at the thread: call the hooks for that, once in this process.

@@ -55,6 +55,10 @@ class Reading(Protocol):
         """Rows of the request table, oldest first."""
         ...
 
+    async def waiting(self, tenant: str) -> tuple[int, int]:
+        """How many requests are queued: of a tenant, and in all."""
+        ...
+
     async def commands(self, after: str, limit: int) -> list[Remembered]:
         """Commands that took effect lately, ordered by id."""
         ...

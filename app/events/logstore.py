@@ -249,6 +249,11 @@ class LogStore(ABC):
         self._refuse_if_closed()
         return await self._reading.leases(stream, open_only)
 
+    async def waiting(self, tenant: str) -> tuple[int, int]:
+        """See `EventStore.waiting`."""
+        self._refuse_if_closed()
+        return await self._reading.waiting(tenant)
+
     async def fetch(
         self,
         *,

@@ -209,6 +209,11 @@ class MemoryBackend:
             and not (open_only and row.state in TERMINAL)
         ]
 
+    async def waiting(self, tenant: str) -> tuple[int, int]:
+        """How many requests are queued: of a tenant, and in all."""
+        queued = [row.tenant for row in self._requests.values() if row.state == "queued"]
+        return queued.count(tenant), len(queued)
+
     async def commands(self, after: str, limit: int) -> list[Remembered]:
         """Commands that took effect lately, ordered by id."""
         ids = sorted(id for id in self._commands if id > after)[:limit]

@@ -168,6 +168,11 @@ class PostgresReading:
         rows = await self.fetchrows(sql.SELECT_LEASES, stream, open_only)
         return [Lease(*row) for row in rows]
 
+    async def waiting(self, tenant: str) -> tuple[int, int]:
+        """How many requests are queued: of a tenant, and in all."""
+        ((own, total),) = await self.fetchrows(sql.COUNT_WAITING, tenant)
+        return own, total
+
     async def commands(self, after: str, limit: int) -> list[Remembered]:
         """Commands that took effect lately, ordered by id."""
         rows = await self.fetchrows(sql.SELECT_REMEMBERED, after, limit)

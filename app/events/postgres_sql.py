@@ -116,6 +116,9 @@ SELECT_LEASES = f"""
     SELECT id, stream, state, epoch, worker, until FROM request
     WHERE ($1::text IS NULL OR stream = $1) AND (NOT $2::boolean OR {_OPEN}) ORDER BY queued"""
 
+COUNT_WAITING = """
+    SELECT count(*) FILTER (WHERE tenant = $1), count(*) FROM request WHERE state = 'queued'"""
+
 BEAT = """
     INSERT INTO node (name, until) VALUES ($1, coalesce($3::bigint, log_clock()) + $2)
     ON CONFLICT (name) DO UPDATE SET until = excluded.until"""

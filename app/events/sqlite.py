@@ -253,6 +253,10 @@ class SqliteBackend:
         """Rows of the request table, oldest first."""
         return await self._read(sql.select_leases, stream, open_only)
 
+    async def waiting(self, tenant: str) -> tuple[int, int]:
+        """How many requests are queued: of a tenant, and in all."""
+        return await self._read(sql.count_waiting, tenant)
+
     async def commands(self, after: str, limit: int) -> list[Remembered]:
         """Commands that took effect lately, ordered by id."""
         return await self._read(sql.select_commands, after, limit)

@@ -157,6 +157,11 @@ SELECT_LEASES = """
     AND (NOT ?2 OR state NOT IN ('finished', 'failed', 'cancelled')) ORDER BY queued"""
 
 
+COUNT_WAITING = """
+    SELECT count(*) FILTER (WHERE tenant = ?), count(*) FROM request
+    WHERE state NOT IN ('finished', 'failed', 'cancelled') AND state = 'queued'"""
+
+
 class Connection(Protocol):
     """What is used of a database connection (``sqlite3`` and ``apsw`` both fit)."""
 
@@ -285,6 +290,12 @@ def select_leases(conn: Connection, stream: str | None, open_only: bool) -> list
     """Rows of the request table, oldest first."""
     rows = conn.execute(SELECT_LEASES, (stream, open_only)).fetchall()
     return [Lease(*row) for row in rows]
+
+
+def count_waiting(conn: Connection, tenant: str) -> tuple[int, int]:
+    """How many requests are queued: of a tenant, and in all."""
+    own, total = conn.execute(COUNT_WAITING, (tenant,)).fetchall()[0]
+    return own, total
 
 
 def select_commands(conn: Connection, after: str, limit: int) -> list[Remembered]:

@@ -278,6 +278,10 @@ class EventStore(Protocol):
         """Rows of the request queue, oldest first; ``open_only`` leaves terminal ones out."""
         ...
 
+    async def waiting(self, tenant: str) -> tuple[int, int]:
+        """How many requests are queued: of a tenant (see ``request.queued``), and in all."""
+        ...
+
     async def aclose(self) -> None:
         """Finish what was accepted, then close."""
         ...

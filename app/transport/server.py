@@ -117,6 +117,7 @@ async def _open(
                 views=views,
                 stream=config.stream,
                 chat=config.chat,
+                server=config.server,
             ),
             objects=objects,
             host=engine_host(config, store, node, here) if config.engine.enabled else None,

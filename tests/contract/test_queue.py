@@ -98,6 +98,18 @@ async def test_tenants_hold_the_same_however_many_of_theirs_wait(store: EventSto
     assert await claim(2, Order(priority=False)) == ["a4", "a5"]
 
 
+async def test_what_waits_is_counted(store: EventStore) -> None:
+    assert await store.waiting("a") == (0, 0)
+    for number, tenant in enumerate("aab"):
+        await enqueue(store, f"r{number}", tenant=tenant)
+    await enqueue(store, "system's")
+    assert await store.waiting("a") == (2, 4)
+    assert await store.waiting("system") == (1, 4)
+    await store.claim(worker="w", limit=1, lease=9)
+    await write(store, "request.cancelled", "r1", None)
+    assert await store.waiting("a") == (0, 2)
+
+
 async def test_claims_may_be_of_a_larger_priority_only_or_by_age_alone(store: EventStore) -> None:
     for number, priority in enumerate((0, -5, 3, 7)):
         await enqueue(store, f"r{number}", priority=priority)

@@ -11,6 +11,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.chat.admission import RETRY_SECONDS
 from app.chat.runtime import Runtime
 from app.config import Config
 from app.engine.frames import Ready
@@ -236,6 +237,18 @@ class Api:
             found[context.HEADER] = trace
         return {name: value for name, value in found.items() if value is not None}
 
+    async def admit(self, actor: str) -> None:
+        """Go on if there is room in the queue.
+
+        Raises:
+            ApiError: 429: too many requests of this one wait; 503: too many in all.
+
+        """
+        full = await self.source.runtime.admission.check(actor)
+        if full is not None:
+            status, code = (429, "queue_limit_exceeded") if full.own else (503, "queue_full")
+            raise ApiError(status, str(full), code=code, retry=RETRY_SECONDS)
+
     async def reply(
         self,
         request: Request,
@@ -246,8 +259,14 @@ class Api:
         unused: list[str],
         kind: type[Call] = Call,
     ) -> Response:
-        """Have the engine answer a request."""
+        """Have the engine answer a request.
+
+        Raises:
+            ApiError: As `admit`.
+
+        """
         principal = await authenticate(request)
+        await self.admit(principal.actor)
         headers = {"x-request-id": call[0].request, **passed_over(unused)}
         return Reply(
             kind(self.store, call, actor=principal.actor),
