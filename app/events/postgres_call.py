@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,9 @@ from app.events.store import (
 __all__ = ["Call", "Guarded", "Names"]
 
 _encode = msgspec.json.Encoder().encode
+
+#: Text that stands in JSON as it is.
+_PLAIN = re.compile(r"[ !#-\[\]-~]*").fullmatch
 
 #: Place of each transition in the list below; claims come from `claim` alone.
 _MOVE = {type: place for place, type in enumerate(TRANSITIONS, 1)}
@@ -172,10 +176,11 @@ class Call:
             writer,
             number,
             now,
+            self._now,
             streams,
             [names.ids.get(name, 0) for name in streams],
             [-1 if name in self._exact else versions.get(name, -1) for name in streams],
-            [f",{_encode(name).decode()}," for name in streams],
+            _heads(streams),
             types,
             [names.types.get(name, 0) for name in types],
             list(self._requests),
@@ -185,7 +190,7 @@ class Call:
             *self._append_columns(),
             kinds,
             _unless_all([event.schema for event in events], 1),
-            self._times,
+            _unless_all(self._times, self._now),
             _unless_all(acting, 0),
             _unless_all([event.request for event in events], None),
             _unless_all([event.run for event in events], None),
@@ -203,7 +208,7 @@ class Call:
         kinds, workers, leases = _columns([(g.kind, g.worker, g.lease) for g in self._guards], 3)
         return [
             streams,
-            counts,
+            _unless_all(counts, 1),
             _unless_all(expected, ANY),
             _unless_all(commands, 0),
             _unless_all(fences, 0),
@@ -267,6 +272,13 @@ class Call:
                     data=event.data,
                 )
             )
+
+
+def _heads(streams: list[str]) -> list[str]:
+    """The JSON of each header between seq and version; none if that is just the names quoted."""
+    if all(map(_PLAIN, streams)):
+        return []
+    return [f",{_encode(name).decode()}," for name in streams]
 
 
 def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:

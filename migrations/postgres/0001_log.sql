@@ -113,24 +113,26 @@ AS $$ SELECT pg_advisory_xact_lock(hashtextextended('everlog.append.' || current
 --   p_streams, p_stream_ids      names, and ids where the caller knows them (else 0)
 --   p_versions                   versions the caller has seen; -1: look it up. One that has been
 --                                overtaken makes the call fail with a unique violation
---   p_heads                      the header's JSON between seq and version
+--   p_heads                      the header's JSON between seq and version; none: the names
+--                                between quotes
 --   p_types, p_type_ids          names and ids of event types
 --   p_requests, p_commands       ids
 --   p_actors                     names; e_actor has their places
 --   p_salts                      16 bytes for each event, in a row
 --   p_moves                      [{state before: state after}, ...]; "" is "does not exist"
---   a_*                          one for each append. count: of its events; expected: version or -1;
---                                kind: 0 append, 1 claim, 2 give back what ran out, 3 give back what
+--   a_*                          one for each append. count: of its events (1); expected: version or
+--                                -1; kind: 0 append, 1 claim, 2 give back what ran out, 3 give back what
 --                                `worker` holds; fence and epoch: the request and its epoch; lease:
 --                                ns, for a claim
---   e_*                          one for each event. tail: the header's JSON after the version;
---                                move: place in p_moves; owner: place of its request
+--   e_*                          one for each event. time: p_time if all the same; tail: the
+--                                header's JSON after the version; move: place in p_moves; owner:
+--                                place of its request
 --   q_*                          one for each request.queued
 --
 -- Gives JSON: `code` (0 appended, 1 conflict, 2 fenced, 3 closed, 4 illegal, 5 duplicate), and for
 -- each append two numbers and a text, whose meaning `app.events.postgres_sql` knows.
 CREATE FUNCTION append_batch(
-    p_writer text, p_number bigint, p_now bigint,
+    p_writer text, p_number bigint, p_now bigint, p_time bigint,
     p_streams text[], p_stream_ids bigint[], p_versions integer[], p_heads text[],
     p_types text[], p_type_ids integer[],
     p_requests text[], p_commands text[], p_actors text[], p_moves jsonb,
@@ -218,7 +220,7 @@ BEGIN
         v_kind := coalesce(a_kind[i], 0);
         v_expected := coalesce(a_expected[i], -1);
         v_first := v_end + 1;
-        v_end := v_end + a_count[i];
+        v_end := v_end + coalesce(a_count[i], 1);
         IF k > 0 AND c_seq[k] IS NOT NULL THEN
             code := 5; x := c_seq[k]; y := c_version[k];
         ELSIF v_expected >= 0 AND v_expected <> s_version[s] THEN
@@ -319,11 +321,15 @@ BEGIN
                 FROM unnest(p_types) WITH ORDINALITY AS given(name, place)
                 JOIN event_type t ON t.name = given.name;
         END IF;
+        IF cardinality(p_heads) = 0 THEN
+            SELECT array_agg(',"' || name || '",' ORDER BY place) INTO p_heads
+                FROM unnest(p_streams) WITH ORDINALITY AS given(name, place);
+        END IF;
         INSERT INTO event (seq, stream_id, time, version, type_id, schema, actor, request, run,
                            cause, data, salt, leaf)
-            SELECT e.seq, p_stream_ids[e.stream], e.time, e.version, p_type_ids[e.type],
-                   coalesce(e.schema, 1), coalesce(p_actors[e.actor], 'system'), e.request, e.run,
-                   e.cause, e.data, substr(p_salts, 16 * e.place::integer - 15, 16),
+            SELECT e.seq, p_stream_ids[e.stream], coalesce(e.time, p_time), e.version,
+                   p_type_ids[e.type], coalesce(e.schema, 1), coalesce(p_actors[e.actor], 'system'),
+                   e.request, e.run, e.cause, e.data, substr(p_salts, 16 * e.place::integer - 15, 16),
                    sha256(convert_to('[' || e.seq || p_heads[e.stream] || e.version || e.tail,
                                      'UTF8')
                           || sha256(substr(p_salts, 16 * e.place::integer - 15, 16) || e.data))

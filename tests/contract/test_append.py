@@ -8,6 +8,8 @@ import msgspec
 import pytest
 
 from app.events.envelope import NewEvent
+from app.events.leaf import leaves
+from app.events.logstore import LogStore
 from app.events.store import (
     NO_STREAM,
     Append,
@@ -16,6 +18,7 @@ from app.events.store import (
     Duplicate,
     EventStore,
     StoreClosed,
+    StoreError,
 )
 from tests.contract.conftest import Open
 from tests.contract.support import Clock, must, note, notes, titles
@@ -210,3 +213,22 @@ async def test_more_callers_than_the_queue_holds(store: EventStore) -> None:
     assert sorted(o.first_seq for o in outcomes if isinstance(o, Appended)) == list(
         range(1, count + 1)
     )
+
+
+async def test_leaves_are_those_of_any_name(store: EventStore) -> None:
+    """Also where a name does not stand in JSON as it is, alone or among others."""
+    for names in (["plain"], ['a"b\\c'], ["ünï", "plain", "\x01\x7f"]):
+        events = [NewEvent(type="later.invented", data=b"{}", actor=f'"{n}"') for n in names]
+        await store.append_many(
+            [
+                Append(stream=f"thread/{name}", events=[event, event])
+                for name, event in zip(names, events, strict=True)
+            ]
+        )
+    assert isinstance(store, LogStore)
+    rows = await store.rows(after=0, limit=100)
+    assert len(rows) == 10
+    for row in rows:
+        assert not isinstance(row, StoreError)
+        event, salt, leaf = row
+        assert leaves([event], [salt]) == [leaf]
