@@ -56,13 +56,18 @@ CREATE TABLE request (
     queued   bigint  NOT NULL,     -- seq of request.queued
     model    text,
     deadline bigint,
-    run      text
+    run      text,
+    tenant   text    NOT NULL DEFAULT ''  -- whom it is for: tenants share the workers evenly
 ) WITH (fillfactor = 70);
 
 CREATE INDEX request_open ON request (queued)
     WHERE state NOT IN ('finished', 'failed', 'cancelled');
 
 CREATE INDEX request_stream ON request (stream);
+
+CREATE INDEX request_waiting ON request (tenant, priority DESC, queued) WHERE state = 'queued';
+
+CREATE INDEX request_held ON request (worker) WHERE worker IS NOT NULL;
 
 -- Commands of clients that took effect, so that sending one again changes nothing.
 CREATE TABLE command (
@@ -141,7 +146,7 @@ CREATE FUNCTION append_batch(
     e_type integer[], e_schema integer[], e_time bigint[], e_actor integer[],
     e_request text[], e_run text[], e_cause text[], e_data bytea[], p_salts bytea, e_tail text[],
     e_owner integer[], e_move integer[], e_fenced boolean[], e_queued integer[],
-    q_priority integer[], q_model text[], q_deadline bigint[]
+    q_priority integer[], q_model text[], q_deadline bigint[], q_tenant text[]
 ) RETURNS text LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off           -- a plan made while the table was small must not outlive that
 AS $$
@@ -340,10 +345,11 @@ BEGIN
             WHERE e.seq IS NOT NULL;
         IF cardinality(p_requests) > 0 THEN
             INSERT INTO request (id, stream, state, epoch, worker, until, priority, queued, model,
-                                 deadline, run)
+                                 deadline, run, tenant)
                 SELECT r.id, r.stream, r.state, r.epoch, r.worker, r.until,
                        coalesce(q_priority[e_queued[r.event]], 0), r.seq,
-                       q_model[e_queued[r.event]], q_deadline[e_queued[r.event]], e_run[r.event]
+                       q_model[e_queued[r.event]], q_deadline[e_queued[r.event]], e_run[r.event],
+                       coalesce(q_tenant[e_queued[r.event]], '')
                 FROM unnest(p_requests, r_stream, r_state, r_epoch, r_worker, r_until, r_event,
                             r_seq, r_changed)
                     AS r(id, stream, state, epoch, worker, until, event, seq, changed)
