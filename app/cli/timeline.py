@@ -134,10 +134,19 @@ class _Tree:
                 span.info = counted(request.dimensions, "dimension")
         if request.epoch > 1:
             span.info += f", claimed {request.epoch} times"
+        for reason in dict.fromkeys(request.preemptions):
+            times = request.preemptions.count(reason)
+            span.info += f", preempted{f' {times} times' if times > 1 else ''}: {reason}"
+        if request.state == "failed" and request.code:
+            span.info += f": {request.code}"
         marks = dict(self._phases(request))
         span.marks = [(PHASES[name], start, end) for name, (start, end) in marks.items()]
         count = len(request.tokens)
-        notes = {"prefill": counted(request.prompt_tokens, "token")}
+        waited = request.waited_for
+        notes = {
+            "queue": "for " + ", ".join(waited) if waited else "",
+            "prefill": counted(request.prompt_tokens, "token"),
+        }
         if "decode" in marks:
             seconds = (marks["decode"][1] - marks["decode"][0]) / 1e9
             if request.timings is not None and request.timings.decode_ms:

@@ -55,11 +55,19 @@ def request_started(state: ThreadState, event: Event, data: c.RequestStarted) ->
     request = _advance(state, event, data.request)
     if request is not None:
         request.model, request.prompt_tokens = data.model, data.prompt_tokens
+        request.waited_for = data.waited_for
         request.started = request.started or event.time
 
 
-@on(c.RequestPreempted, c.RequestResumed)
-def request_moved(state: ThreadState, event: Event, data: Any) -> None:
+@on(c.RequestPreempted)
+def request_preempted(state: ThreadState, event: Event, data: c.RequestPreempted) -> None:
+    request = _advance(state, event, data.request)
+    if request is not None:
+        request.preemptions.append(data.reason)
+
+
+@on(c.RequestResumed)
+def request_resumed(state: ThreadState, event: Event, data: c.RequestResumed) -> None:
     _advance(state, event, data.request)
 
 

@@ -101,7 +101,8 @@ class RequestState(msgspec.Struct, kw_only=True):
     """One engine request. ``claimed`` and ``started`` are the first time each happened.
 
     ``text`` and ``tokens`` are what has been committed; ``batches`` counts token batches. One that
-    ``embeds`` becomes a vector of so many ``dimensions``.
+    ``embeds`` becomes a vector of so many ``dimensions``. ``waited_for`` says why it began late the
+    last time, ``preemptions`` why it lost its place.
     """
 
     id: str
@@ -117,6 +118,8 @@ class RequestState(msgspec.Struct, kw_only=True):
     tokens: list[int] = []
     batches: int = 0
     prompt_tokens: int = 0
+    waited_for: list[str] = []
+    preemptions: list[str] = []
     reason: str | None = None
     usage: Usage | None = None
     timings: Timings | None = None

@@ -61,7 +61,14 @@ def payload(draw: random.Random) -> c.Payload:
             embed=c.Embedding(dimensions=draw.choice([2, None])),
         ),
         lambda: c.RequestClaimed(request=one, epoch=epoch, worker="w"),
-        lambda: c.RequestStarted(request=one, epoch=epoch, model="m", weights="x", prompt_tokens=3),
+        lambda: c.RequestStarted(
+            request=one,
+            epoch=epoch,
+            model="m",
+            weights="x",
+            prompt_tokens=3,
+            waited_for=draw.choice([[], ["room", "batch"]]),
+        ),
         lambda: c.RequestEmbedded(
             request=one, epoch=epoch, vector="AAAAPwAAAD8=", dimensions=2, pooling="mean"
         ),

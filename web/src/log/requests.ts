@@ -39,6 +39,8 @@ function queueRequest({ state, index, item, data }: Context): void {
     tokens: [],
     batches: 0,
     prompt_tokens: 0,
+    waited_for: [],
+    preemptions: [],
     reason: null,
     usage: null,
     timings: null,
@@ -111,12 +113,13 @@ export const onRequest: Record<string, Handler> = {
   "request.started": moving((request, { item, data }) => {
     request.model = data.text("model");
     request.prompt_tokens = data.number("prompt_tokens");
+    request.waited_for = data.list<string>("waited_for");
     request.started ??= item.time;
   }),
   "request.embedded": moving((request, { data }) => {
     request.dimensions = data.number("dimensions");
   }),
-  "request.preempted": moving(() => {}),
+  "request.preempted": moving((request, { data }) => void request.preemptions.push(data.text("reason"))),
   "request.resumed": moving(() => {}),
   "request.abandoned": moving((request) => void (request.worker = null)),
   "tokens.generated": moving(addTokens),

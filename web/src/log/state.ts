@@ -103,6 +103,8 @@ export interface RequestState {
   tokens: number[];
   batches: number;
   prompt_tokens: number;
+  waited_for: string[];
+  preemptions: string[];
   reason: string | null;
   usage: Usage | null;
   timings: Timings | null;
