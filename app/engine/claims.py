@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 
 from app.config import StreamConfig
+from app.engine.channel import MAX_FRAME, encode
 from app.engine.flush import Answer, Flusher
 from app.engine.frames import Add, Cancel, Failed, FromCore, Preempted, Resumed, Started, Step
 from app.engine.recovery import History, Strikes, history, queued, seeded
@@ -103,13 +104,16 @@ class Claims:
             max_tokens=self._max_tokens,
             waited=waited,
         )
+        if payload is not None and not message:
+            frame = _add(answer, claim, payload)
+            code, message = "invalid", _unfit(frame)
         if payload is None or message:
             answer.fail(code, message)
             self.flusher.touch(answer)
             return
         self._answers[answer.key] = self._by_request[answer.request] = answer
         self._priorities[answer.key] = payload.priority
-        self._parked[answer.key] = _add(answer, claim, payload)
+        self._parked[answer.key] = frame
         self._send_parked()
 
     def handle(self, frame: FromCore) -> None:
@@ -219,6 +223,15 @@ class Claims:
         if self._parked:
             self._send_parked()
         self._freed()
+
+
+def _unfit(frame: Add) -> str:
+    """Why a request cannot be sent to the core; empty if it can."""
+    try:
+        size = len(encode((frame,)))
+    except (OverflowError, RecursionError) as error:
+        return f"it cannot be sent to the engine: {error}"
+    return "" if size <= MAX_FRAME else f"it is longer than {MAX_FRAME} bytes"
 
 
 def _add(answer: Answer, claim: Claimed, payload: RequestQueued) -> Add:

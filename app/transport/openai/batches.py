@@ -15,9 +15,10 @@ from app.events.ids import public_request, uuid7
 from app.transport.auth import authenticate
 from app.transport.openai.api import Api, json
 from app.transport.openai.errors import ApiError, refusal
-from app.transport.openai.files import page, shown
+from app.transport.openai.files import shown
 from app.transport.openai.library import Batch, Library, Shelf
 from app.transport.openai.lines import ENDPOINTS
+from app.transport.openai.paging import page
 
 __all__ = ["BatchBody", "Batches"]
 
@@ -76,8 +77,8 @@ class Batches:
         """Batches of the sender, latest first."""
         principal = await authenticate(request)
         library = await self._shelf.look()
-        found = [b for b in library.batches.values() if shown(b.owner, principal)]
-        return json(page(request, found, lambda batch: batch.shown(), limit=100))
+        found = [b.shown() for b in library.batches.values() if shown(b.owner, principal)]
+        return json(page(found, request.query_params))
 
     async def retrieve(self, request: Request) -> Response:
         """How far one is."""

@@ -206,8 +206,9 @@ def _called(value: Any, names: frozenset[str]) -> Called | None:
     if isinstance(given, str):  # some models write what the protocol has: JSON in a string
         try:
             given = json.loads(given)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
-    if name not in names or not isinstance(given, dict):
+    if not isinstance(name, str) or name not in names or not isinstance(given, dict):
         return None
-    return Called(name, json.dumps(given, ensure_ascii=False))
+    text = json.dumps(given, ensure_ascii=False)
+    return Called(name, text.encode("utf-8", "replace").decode())  # half a character has no bytes

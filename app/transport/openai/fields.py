@@ -13,7 +13,7 @@ import msgspec
 
 from app.transport.openai.errors import ApiError, refusal
 
-__all__ = ["IGNORED", "REFUSED", "misshapen", "parse", "plain"]
+__all__ = ["IGNORED", "REFUSED", "fits", "misshapen", "parse", "plain"]
 
 #: Fields that clients send and that change nothing here, with the reason.
 IGNORED: dict[str, str] = {
@@ -68,8 +68,10 @@ REFUSED: dict[str, str] = {
 }
 
 T = TypeVar("T", bound=msgspec.Struct)
+V = TypeVar("V")
 
 _AT = re.compile(r" - at `\$(?:\.)?(?P<path>.*)`$")
+_pack = msgspec.msgpack.Encoder().encode
 _ENCODED = re.compile(r"[^\x20-\x7e]")
 
 
@@ -89,10 +91,28 @@ def parse(data: bytes, kind: type[T]) -> tuple[T, list[str]]:
     known = kind.__struct_fields__
     unused = _screen(value, frozenset(known))
     given = {k: v for k, v in value.items() if k in known and v is not None}
+    for name, field in given.items():
+        fits(field, name)
     try:
         return msgspec.convert(given, type=kind), unused
     except msgspec.ValidationError as error:
         raise misshapen(str(error)) from None
+
+
+def fits(value: V, at: str) -> V:
+    """Return a value that can travel to the engine; ``at`` is its path, for errors.
+
+    Raises:
+        ApiError: 400: it has a number of more than 64 bits, or is nested too deep.
+
+    """
+    try:
+        _pack(value)
+    except OverflowError:
+        raise refusal(at, f"{at}: whole numbers may have at most 64 bits") from None
+    except RecursionError:
+        raise refusal(at, f"{at} is nested too deep") from None
+    return value
 
 
 def _screen(value: Mapping[str, Any], known: frozenset[str]) -> list[str]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Sequence
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -18,15 +17,16 @@ from app.transport.openai.api import Api, json
 from app.transport.openai.errors import ApiError, refusal
 from app.transport.openai.library import File, Library, Shelf, file_id
 from app.transport.openai.multipart import Begin, End, Form
+from app.transport.openai.paging import page
 
-__all__ = ["Files", "page"]
+__all__ = ["Files", "shown"]
 
 MAX_FIELD = 4096
 """Most bytes of a form's field that is no file."""
 MAX_NAME = 255
+MAX_LIST = 10_000
+"""Most files of a page; OpenAI's, and what it is without a ``limit``."""
 PURPOSE = "batch"
-
-T = TypeVar("T")
 
 
 class Files:
@@ -84,11 +84,11 @@ class Files:
         library = await self._shelf.look()
         purpose = request.query_params.get("purpose")
         found = [
-            file
+            file.shown()
             for file in library.files.values()
             if shown(file.owner, principal) and purpose in (None, file.purpose)
         ]
-        return json(page(request, found, lambda file: file.shown(), limit=10_000))
+        return json(page(found, request.query_params, most=MAX_LIST, usual=MAX_LIST))
 
     async def retrieve(self, request: Request) -> Response:
         """What a file is."""
@@ -131,39 +131,6 @@ class Files:
 def shown(owner: str, principal: Principal) -> bool:
     """Whether somebody may see what belongs to ``owner``."""
     return owner == principal.actor or principal.may("admin")
-
-
-def page(
-    request: Request, found: Sequence[T], show: Callable[[T], dict[str, Any]], *, limit: int
-) -> dict[str, Any]:
-    """A page of a list that is oldest first, as clients ask for it.
-
-    Raises:
-        ApiError: 400: a parameter is not as it should be.
-
-    """
-    query = request.query_params
-    wanted = query.get("limit", str(limit))
-    if not wanted.isascii() or not wanted.isdigit() or not 1 <= int(wanted[:9]) <= limit:
-        raise refusal("limit", f"limit must be a number from 1 to {limit}")
-    order = query.get("order", "desc")
-    if order not in ("asc", "desc"):
-        raise refusal("order", "order must be asc or desc")
-    rows = [show(each) for each in (found if order == "asc" else reversed(found))]
-    after = query.get("after")
-    if after is not None:
-        at = next((number for number, row in enumerate(rows, 1) if row["id"] == after), None)
-        if at is None:
-            raise refusal("after", f"there is no {after!r} in this list")
-        rows = rows[at:]
-    data = rows[: int(wanted)]
-    return {
-        "object": "list",
-        "data": data,
-        "first_id": data[0]["id"] if data else None,
-        "last_id": data[-1]["id"] if data else None,
-        "has_more": len(rows) > len(data),
-    }
 
 
 class _Upload:

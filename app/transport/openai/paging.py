@@ -13,8 +13,20 @@ MAX_LIMIT = 100
 LIMIT = 20
 
 
-def page(items: Sequence[dict[str, Any]], query: Mapping[str, str]) -> dict[str, Any]:
-    """The part of a list that a query asks for; ``items`` are in the order ``asc``.
+def page(
+    items: Sequence[dict[str, Any]],
+    query: Mapping[str, str],
+    *,
+    most: int = MAX_LIMIT,
+    usual: int = LIMIT,
+) -> dict[str, Any]:
+    """The part of a list that a query asks for.
+
+    Args:
+        items: In the order ``asc``.
+        query: Of the request.
+        most: Largest ``limit``.
+        usual: The one without a ``limit``.
 
     Raises:
         ApiError: 400: a parameter is not as it should be, or names no item.
@@ -29,8 +41,8 @@ def page(items: Sequence[dict[str, Any]], query: Mapping[str, str]) -> dict[str,
         if after not in ids:
             raise refusal("after", f"there is no item {after[:100]!r} here")
         ordered = ordered[ids.index(after) + 1 :]
-    most = _limit(query.get("limit"))
-    return listing(ordered[:most], more=len(ordered) > most)
+    limit = _limit(query.get("limit", str(usual)), most)
+    return listing(ordered[:limit], more=len(ordered) > limit)
 
 
 def listing(items: Sequence[dict[str, Any]], *, more: bool = False) -> dict[str, Any]:
@@ -44,9 +56,7 @@ def listing(items: Sequence[dict[str, Any]], *, more: bool = False) -> dict[str,
     }
 
 
-def _limit(text: str | None) -> int:
-    if text is None:
-        return LIMIT
-    if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:9]) <= MAX_LIMIT:
-        raise refusal("limit", f"limit must be between 1 and {MAX_LIMIT}")
+def _limit(text: str, most: int) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 9) or not 1 <= int(text) <= most:
+        raise refusal("limit", f"limit must be between 1 and {most}")
     return int(text)

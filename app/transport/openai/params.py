@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from app.engine.sampling import validate
 from app.errors import InputError
@@ -50,7 +51,7 @@ class Sampling(msgspec.Struct, kw_only=True):
     ignore_eos: bool = False
     seed: int | None = None
     prompt_logprobs: int | None = None
-    priority: int = 0
+    priority: Annotated[int, Meta(ge=-(2**31), le=2**31)] = 0
     cache_salt: str | None = None
     user: str | None = None
     safety_identifier: str | None = None

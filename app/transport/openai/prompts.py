@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import msgspec
 
 from app.events.catalogue import ChatMessage, ToolCall
 from app.transport.openai.errors import refusal
+from app.transport.openai.fields import fits
 
 __all__ = ["arguments", "message", "messages", "text_of"]
 
@@ -98,7 +98,7 @@ def text_of(content: Any, at: str) -> str:
 
 def _part(part: Any, at: str) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
-    if kind not in _TEXTS:
+    if not isinstance(kind, str) or kind not in _TEXTS:
         raise refusal(f"{at}.type", f"{at}: the model reads text only, not {kind!r}")
     text = part.get(_TEXTS[kind])
     if not isinstance(text, str):
@@ -133,9 +133,9 @@ def arguments(given: str | dict[str, Any], at: str) -> dict[str, Any]:
     if isinstance(given, dict):
         return given
     try:
-        value = json.loads(given or "{}")
-    except ValueError:
+        value = msgspec.json.decode(given or "{}")
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise refusal(at, f"{at} must be a JSON object in a string")
-    return value
+    return fits(value, at)

@@ -113,6 +113,7 @@ async def test_stop_strings_across_token_boundaries(lab: Lab, stop: tuple[str], 
         ({"prompt": [10**7]}, "invalid", "prompt"),
         ({"messages": [ChatMessage(role="?!", content="x")]}, "invalid", "messages"),
         ({"prompt": [5] * 600}, "context", "512"),
+        ({"stop_token_ids": (2**70,)}, "invalid", "cannot be sent"),
     ],
 )
 async def test_a_bad_request_fails_and_says_why(
