@@ -23,6 +23,10 @@ __all__ = ["Files", "shown"]
 
 MAX_FIELD = 4096
 """Most bytes of a form's field that is no file."""
+MAX_FIELDS = 64
+"""Most fields of a form, however often and whatever they are called."""
+PIECE_SECONDS = 60.0
+"""Longest time until the next piece of a form comes."""
 MAX_NAME = 255
 MAX_LIST = 10_000
 """Most files of a page; OpenAI's, and what it is without a ``limit``."""
@@ -143,11 +147,11 @@ class _Upload:
 
     def __init__(self, form: Form, stream: AsyncIterator[bytes], most: int) -> None:
         self.name: str | None = None
-        self._form, self._most = form, most
+        self._form, self._most, self._fields = form, most, 0
         self._parts = self._read(stream)
 
     async def _read(self, stream: AsyncIterator[bytes]) -> AsyncIterator[Begin | bytes | End]:
-        async for data in stream:
+        while (data := await _next(stream)) is not None:
             for part in self._form.feed(data):
                 yield part
         if not self._form.ended:
@@ -159,6 +163,10 @@ class _Upload:
         field = ""
         async for part in self._parts:
             if isinstance(part, Begin):
+                self._fields += 1
+                if self._fields > MAX_FIELDS:
+                    message = f"a form has at most {MAX_FIELDS} fields"
+                    raise ApiError(400, message, code="invalid_form")
                 if part.name == "file":
                     if self.name is not None:
                         raise refusal("file", "one file at a time")
@@ -168,7 +176,7 @@ class _Upload:
                 found[field] = ""
             elif isinstance(part, bytes):
                 found[field] += part.decode("utf-8", "replace")
-                if len(found[field]) > MAX_FIELD or len(found) > 64:
+                if len(found[field]) > MAX_FIELD:
                     raise refusal(field, f"{field} is too long")
         return found
 
@@ -184,3 +192,18 @@ class _Upload:
                     message = f"the file is longer than {self._most:,} bytes (api.max_file)"
                     raise ApiError(413, message, param="file", code="too_long")
                 yield part
+
+
+async def _next(stream: AsyncIterator[bytes]) -> bytes | None:
+    """The next piece of a body; None: there is no more.
+
+    Raises:
+        ApiError: 408: it does not come.
+
+    """
+    try:
+        async with asyncio.timeout(PIECE_SECONDS):
+            return await anext(stream, None)
+    except TimeoutError:
+        message = f"nothing of the file came for {PIECE_SECONDS:g} seconds"
+        raise ApiError(408, message, code="timeout") from None

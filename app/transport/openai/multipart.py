@@ -43,7 +43,10 @@ class Form:
     def __init__(self, content_type: str | None) -> None:
         head = Message()
         head["content-type"] = content_type or ""
-        boundary = head.get_boundary()
+        try:
+            boundary = head.get_boundary()
+        except (ValueError, LookupError):  # said to be in a charset that there is not
+            boundary = None
         if head.get_content_type() != "multipart/form-data" or not boundary:
             raise ApiError(400, "the body must be multipart/form-data", code="invalid_form")
         self.ended = False
@@ -53,7 +56,8 @@ class Form:
 
     def feed(self, data: bytes) -> Iterator[Begin | bytes | End]:
         """Take in bytes; yields what they complete."""
-        self._buffer += data
+        if not self.ended:
+            self._buffer += data
         while not self.ended:
             at = self._buffer.find(self._mark)
             if at < 0:
@@ -84,17 +88,30 @@ class Form:
         start = len(self._mark)
         if self._buffer[start : start + 2] == b"--":
             self.ended = True
+            self._buffer.clear()
             return False
         end = self._buffer.find(_GAP, start)
         if end < 0:
             if len(self._buffer) > start + MAX_HEAD:
                 raise ApiError(400, "the headers of a part are too long", code="invalid_form")
             return None
-        head = BytesParser(policy=HTTP).parsebytes(
-            bytes(self._buffer[start:end]).lstrip() + _GAP, headersonly=True
-        )
+        begun = _begin(bytes(self._buffer[start:end]))
         del self._buffer[: end + len(_GAP)]
-        name = head.get_param("name", header="content-disposition")
-        if not isinstance(name, str):
-            raise ApiError(400, "a part of the form has no name", code="invalid_form")
-        return Begin(name, head.get_filename())
+        return begun
+
+
+def _begin(head: bytes) -> Begin:
+    try:
+        found = BytesParser(policy=HTTP).parsebytes(head.lstrip() + _GAP, headersonly=True)
+        name = found.get_param("name", header="content-disposition")
+        filename = found.get_filename()
+    except (ValueError, LookupError):  # the parser lets errors of charsets through
+        name = filename = None
+    if not isinstance(name, str):
+        raise ApiError(400, "a part of the form has no name", code="invalid_form")
+    return Begin(_whole(name), None if filename is None else _whole(filename))
+
+
+def _whole(text: str) -> str:
+    """The text without halves of characters, which no log takes."""
+    return text.encode("utf-8", "replace").decode()

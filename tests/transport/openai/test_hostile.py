@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx2
 import msgspec
 import pytest
 
-from app.transport.openai import calls, chat
+from app.transport.openai import calls, chat, files
 from app.transport.openai.chat import ChatBody
 from app.transport.openai.errors import ApiError
 from app.transport.openai.fields import parse
+from app.transport.openai.multipart import Begin, Form
 from app.transport.openai.paging import page
 from app.transport.openai.prompts import arguments, message
+from app.transport.server import Service
 from tests.transport.openai.test_edge import client
 
 __all__ = ["client"]
@@ -78,3 +82,63 @@ async def test_lists_of_files_refuse_it_too(client: httpx2.AsyncClient) -> None:
     for path in ("/v1/files", "/v1/batches"):
         answer = await client.get(path, params={"limit": "000000001" + "9" * 5000})
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "limit")
+
+
+# ----------------------------------------------------------------------------------- forms
+
+FORM = {"content-type": "multipart/form-data; boundary=X"}
+
+
+def part(name: str, more: str = "") -> bytes:
+    """Begin of a part."""
+    return f'--X\r\nContent-Disposition: form-data; name="{name}"{more}\r\n\r\n'.encode()
+
+
+@pytest.mark.parametrize("charset", ["utf-7", "raw_unicode_escape", "punycode", "undefined", "\0"])
+def test_names_in_odd_charsets_can_be_kept_or_are_refused(charset: str) -> None:
+    try:
+        found = list(Form(FORM["content-type"]).feed(part("f", f"; filename*={charset}''%5Cud8")))
+        found += Form(FORM["content-type"]).feed(part("f", f"; filename*={charset}''a%2B2AA-"))
+    except ApiError as error:
+        assert error.status == 400
+        return
+    for each in found:
+        assert isinstance(each, Begin)
+        msgspec.json.encode(each)
+
+
+def test_what_comes_behind_a_form_is_not_kept() -> None:
+    form = Form(FORM["content-type"])
+    assert not [*form.feed(b"--X--"), *form.feed(b"a" * 1000)]
+    assert not form._buffer
+
+
+async def sent(
+    client: httpx2.AsyncClient, pieces: list[bytes], pause: float = 0.0
+) -> tuple[int, Any]:
+    """The answer to a form that comes in pieces."""
+
+    async def body() -> AsyncIterator[bytes]:
+        for piece in pieces:
+            yield piece
+        await asyncio.sleep(pause)
+
+    answer = await client.post("/v1/files", headers=FORM, content=body())
+    return answer.status_code, answer.json()["error"]
+
+
+async def test_a_form_has_not_endless_fields(client: httpx2.AsyncClient) -> None:
+    pieces = [part(f"f{number}") + b"\r\n" for number in range(1000)]
+    status, error = await sent(client, [*pieces, b"--X--"])
+    assert (status, error["code"]) == (400, "invalid_form")
+    assert "fields" in error["message"]
+
+
+async def test_an_upload_that_stands_still_ends(
+    client: httpx2.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "PIECE_SECONDS", 0.2)
+    begun = [part("purpose") + b"batch\r\n", part("file", '; filename="a"') + b"{}\n"]
+    status, error = await sent(client, begun, pause=3)
+    assert (status, error["code"]) == (408, "timeout")
+    assert not [each async for each in service.objects.list("files/")]
