@@ -114,6 +114,10 @@ class EngineConfig(_Section, frozen=True, kw_only=True):
         bool, _doc("Users and API keys share the engine evenly, however much each of them asks.")
     ] = True
     prefix_cache: Annotated[bool, _doc("Share computed blocks between requests.")] = True
+    prefix_scope: Annotated[
+        Literal["all", "tenant"],
+        _doc("Whose requests share blocks: everybody's, or only those of one user or API key."),
+    ] = "all"
     deterministic: Annotated[
         bool,
         _doc(

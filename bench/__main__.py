@@ -19,6 +19,7 @@ NAMES = (
     "structured",
     "nodes",
     "deterministic",
+    "priority",
 )
 
 #: Minutes each; only by name.

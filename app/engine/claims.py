@@ -34,6 +34,7 @@ class Claims:
         stream: How tokens are batched into events.
         worker: Name of the worker.
         freed: Called when a request is held no longer.
+        private: Tenants share no computed blocks.
 
     """
 
@@ -44,6 +45,7 @@ class Claims:
         *,
         worker: str,
         freed: Callable[[], None],
+        private: bool = False,
     ) -> None:
         self.core: CoreProcess | None = None
         self.flusher = Flusher(store, stream, self._refused)
@@ -51,6 +53,7 @@ class Claims:
         self._worker = worker
         self._max_tokens = stream.max_tokens
         self._freed = freed
+        self._private = private
         self._strikes = Strikes()
         self._answers: dict[str, Answer] = {}  # by key: claimed and not ended
         self._by_request: dict[str, Answer] = {}
@@ -105,7 +108,7 @@ class Claims:
             waited=waited,
         )
         if payload is not None and not message:
-            frame = _add(answer, claim, payload)
+            frame = _add(answer, claim, payload, private=self._private)
             code, message = "invalid", _unfit(frame)
         if payload is None or message:
             answer.fail(code, message)
@@ -234,7 +237,10 @@ def _unfit(frame: Add) -> str:
     return "" if size <= MAX_FRAME else f"it is longer than {MAX_FRAME} bytes"
 
 
-def _add(answer: Answer, claim: Claimed, payload: RequestQueued) -> Add:
+def _add(answer: Answer, claim: Claimed, payload: RequestQueued, *, private: bool) -> Add:
+    tenant, salt = payload.tenant or claim.queued.actor, payload.salt
+    if private:  # the length keeps one tenant's own salts apart from another's name
+        salt = f"{len(tenant)}:{tenant}{salt or ''}"
     return Add(
         request=answer.key,
         params=seeded(payload),
@@ -245,9 +251,9 @@ def _add(answer: Answer, claim: Claimed, payload: RequestQueued) -> Add:
         priority=payload.priority,
         queued=claim.queued.time / 1e9,
         deadline=None if payload.deadline is None else payload.deadline / 1e9,
-        salt=payload.salt,
+        salt=salt,
         tools=payload.tools,
         template=payload.template,
         embed=payload.embed,
-        tenant=payload.tenant or claim.queued.actor,
+        tenant=tenant,
     )

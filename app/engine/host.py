@@ -83,7 +83,13 @@ class EngineHost:
         self._worker = worker
         self._resolve = resolve
         self.presence = presence or Presence(store, presence_name(worker))
-        self._claims = Claims(store, stream or StreamConfig(), worker=worker, freed=self._freed)
+        self._claims = Claims(
+            store,
+            stream or StreamConfig(),
+            worker=worker,
+            freed=self._freed,
+            private=config.prefix_scope == "tenant",
+        )
         self._deadlines = Deadlines(store, self._claims.holds)
         self._work = asyncio.Event()
         self._more = False  # the last claim took all it could

@@ -88,7 +88,10 @@ class Lab:
         """Queue a request; other arguments are fields of ``request.queued`` or of the params."""
         fields = {
             name: kwargs.pop(name)
-            for name in ("priority", "deadline", "model", "messages", "text", "salt", "embed")
+            for name in (
+                *("priority", "deadline", "model", "messages", "text", "salt", "embed"),
+                "tenant",
+            )
             if name in kwargs
         }
         if isinstance(prompt, str) and not {"text", "messages"} & fields.keys():
