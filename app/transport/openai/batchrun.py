@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 import uuid
 from collections import deque
@@ -21,7 +22,7 @@ from app.events.codec import new
 from app.events.envelope import request_stream
 from app.events.objects import ObjectMissing, Objects
 from app.events.store import NO_STREAM, Append, Appended, Conflict, StoreError
-from app.transport.openai import lines
+from app.transport.openai import errors, lines
 from app.transport.openai.api import MAX_BODY, Api
 from app.transport.openai.call import Call
 from app.transport.openai.errors import ApiError
@@ -30,6 +31,8 @@ from app.transport.openai.lines import Line
 from app.transport.openai.results import Results, texts
 
 __all__ = ["MAX_LINES", "Run", "Taken"]
+
+log = logging.getLogger(__name__)
 
 MAX_LINES = 50_000
 """Most lines of a batch; OpenAI's."""
@@ -152,7 +155,7 @@ class Run:
         file = (await self._shelf.look()).files.get(self.batch.input)
         if file is None:
             raise ObjectMissing("the input file is gone")
-        async for each in texts(self._objects, file):
+        async for each in texts(self._objects, file, most=MAX_BODY):
             yield each
 
     # ---------------------------------------------------------------------------- lines
@@ -186,7 +189,13 @@ class Run:
 
     async def _line(self, line: Line) -> Result | None:
         """Run a line; returns its result, or None if it was cancelled."""
-        result = await self._done(line)
+        try:
+            result = await self._done(line)
+        except StoreError:
+            raise
+        except Exception as error:  # else the batch would be tried again, and again
+            log.exception("line %d of batch %s failed", line.number, self.batch.id)
+            result = lines.failure(f"{self.batch.id}/{line.number}", line, errors.of(error))
         if result is not None:
             self._completed += _good(result)
             self._failed += not _good(result)

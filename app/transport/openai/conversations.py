@@ -164,6 +164,8 @@ class Conversations:
     async def _append(
         self, thread: str, payloads: Sequence[Payload], principal: Principal, expected: int = -1
     ) -> None:
+        if not payloads:  # all items were of a kind that is not kept
+            return
         events = [new(payload, actor=principal.actor) for payload in payloads]
         outcome = await self._store.append(
             Append(stream=thread_stream(thread), events=events, expected=expected)

@@ -19,22 +19,32 @@ __all__ = ["Results", "texts"]
 _encode = msgspec.json.Encoder().encode
 
 
-async def texts(objects: Objects, file: File) -> AsyncIterator[tuple[int, bytes]]:
+async def texts(objects: Objects, file: File, *, most: int) -> AsyncIterator[tuple[int, bytes]]:
     """Lines of a file that are not empty, with their numbers from 1.
+
+    Args:
+        objects: Where it is.
+        file: The file.
+        most: Of a line that has more bytes, some may be missing, but there are still more.
 
     Raises:
         ObjectError: It cannot be read, or is not what was stored.
 
     """
-    rest, number = b"", 0
+    parts, size, number = list[bytes](), 0, 1
     async for chunk in objects.get(file.object, sha256=file.sha256):
-        *whole, rest = (rest + chunk).split(b"\n")
-        for text in whole:
-            number += 1
+        *ends, rest = chunk.split(b"\n")
+        for end in ends:
+            text = b"".join((*parts, end))
             if text.strip():
                 yield number, text
-    if rest.strip():
-        yield number + 1, rest
+            parts, size, number = [], 0, number + 1
+        if size <= most:
+            parts.append(rest)
+            size += len(rest)
+    text = b"".join(parts)
+    if text.strip():
+        yield number, text
 
 
 class Results:

@@ -5,20 +5,27 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import msgspec
 import pytest
 
+from app.events.catalogue import RequestQueued
+from app.events.objects import CHUNK, DirectoryObjects
 from app.transport.openai import calls, chat, files
+from app.transport.openai.api import Api, Scoring
 from app.transport.openai.chat import ChatBody
 from app.transport.openai.errors import ApiError
 from app.transport.openai.fields import parse
+from app.transport.openai.library import File
 from app.transport.openai.multipart import Begin, Form
 from app.transport.openai.paging import page
 from app.transport.openai.prompts import arguments, message
+from app.transport.openai.results import texts
 from app.transport.server import Service
+from tests.transport.openai.test_batches import api, create, ended, engine, line, results, upload
 from tests.transport.openai.test_edge import client
 
 __all__ = ["client"]
@@ -142,3 +149,58 @@ async def test_an_upload_that_stands_still_ends(
     status, error = await sent(client, begun, pause=3)
     assert (status, error["code"]) == (408, "timeout")
     assert not [each async for each in service.objects.list("files/")]
+
+
+# --------------------------------------------------------------------------------- batches
+
+
+async def test_a_line_without_end_is_not_read_into_memory(tmp_path: Path) -> None:
+    objects = DirectoryObjects(tmp_path)
+    content = b"a" * (5 * CHUNK) + b"\n\n" + b"b" * CHUNK + b"c\nd"
+    stored = await objects.put("files/a", content)
+    file = File(
+        id="a",
+        name="a",
+        purpose="batch",
+        bytes=stored.size,
+        sha256=stored.sha256 or "",
+        object="files/a",
+        owner="user:local",
+        created=0,
+    )
+    found = [each async for each in texts(objects, file, most=2 * CHUNK)]
+    (first, long), *rest = found
+    assert (first, rest) == (1, [(3, b"b" * CHUNK + b"c"), (4, b"d")])
+    assert 2 * CHUNK < len(long) <= 3 * CHUNK
+
+
+async def test_a_line_that_the_server_fails_on_fails_alone(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scoring = Api.scoring
+
+    async def failing(self: Api, requests: list[RequestQueued]) -> Scoring:
+        if requests[0].metadata["custom_id"] == "bad":
+            raise ValueError("a bug")
+        return await scoring(self, requests)
+
+    monkeypatch.setattr(Api, "scoring", failing)
+    async with api(service) as client, engine(service):
+        file = await upload(client, line("a"), line("bad"), line("b"))
+        batch = await ended(client, await create(client, file), seconds=4)
+        assert [each["custom_id"] for each in await results(client, batch.output_file_id)] == [
+            "a",
+            "b",
+        ]
+        (bad,) = await results(client, batch.error_file_id)
+        assert (bad["custom_id"], bad["response"]["status_code"]) == ("bad", 500)
+
+
+# --------------------------------------------------------------------------- conversations
+
+
+async def test_items_that_are_not_kept_are_added_as_nothing(client: httpx2.AsyncClient) -> None:
+    path = f"/v1/conversations/{(await client.post('/v1/conversations', json={})).json()['id']}"
+    body = {"items": [{"type": "reasoning", "summary": []}]}
+    answer = await client.post(f"{path}/items", json=body)
+    assert (answer.status_code, answer.json()["data"]) == (200, [])
