@@ -157,8 +157,9 @@ async def create(
 
     Args:
         store: The log.
-        name: 1 to 64 of ``A-Z a-z 0-9 . _ -``, unique among the keys that are not revoked. It goes
-            into the log as the actor of what is done with the key.
+        name: 1 to 64 of ``A-Z a-z 0-9 . _ -``, unique among the keys that are not revoked, and
+            never that of another user's. It goes into the log as the actor of what is done with
+            the key, and opens what that actor asked and stored.
         scopes: Some of `SCOPES`.
         rate: Most requests a minute; None: any.
         concurrency: Most requests at once; None: any.
@@ -184,6 +185,7 @@ async def create(
         expires=expires,
         user=user,
     )
+    owner = user or OWN + name
     while True:
         keys = await load(store)
         if keys.named(name) is not None:
@@ -191,6 +193,13 @@ async def create(
                 f"there is a key {name!r} already",
                 field="name",
                 hint=f"Choose another, or revoke it first: everlog keys revoke {name}",
+            )
+        before = next((k.user for k in keys.all if k.name == name), owner)
+        if before != owner:  # it would open what that user asked, and stored
+            raise InputError(
+                f"{name!r} was the name of a key of the user {before!r}",
+                field="name",
+                hint="Choose another.",
             )
         if await _append(store, payload, keys.version, actor):
             return Made(_key(payload, time.time_ns()), secret)

@@ -71,6 +71,8 @@ async def test_names_are_unique_until_revoked_also_when_two_make_one_at_once() -
         assert (await keys.revoke(store, second.id)).name == "k"
         states = [key.state(time.time_ns()) for key in (await keys.load(store)).all]
         assert states == ["revoked", "revoked"] and first.id != second.id
+        with pytest.raises(InputError, match="of the user 'key:k'"):  # hers are the old responses
+            await keys.create(store, "k", user="somebody")
 
 
 @pytest.mark.parametrize(

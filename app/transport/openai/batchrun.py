@@ -20,7 +20,7 @@ from typing import Any
 from app.events import catalogue as c
 from app.events.codec import new
 from app.events.envelope import request_stream
-from app.events.objects import ObjectMissing, Objects
+from app.events.objects import ObjectError, ObjectMissing, Objects
 from app.events.store import NO_STREAM, Append, Appended, Conflict, StoreError
 from app.transport.openai import errors, lines
 from app.transport.openai.api import MAX_BODY, Api
@@ -109,6 +109,8 @@ class Run:
                         (good if _good(result) else bad).add(result)
             except ObjectMissing:
                 lost.append(LOST)
+            except ObjectError as error:
+                lost.append(self._unreadable(error))
             finally:
                 for helper in helpers:
                     helper.cancel()
@@ -147,9 +149,17 @@ class Run:
                     await asyncio.sleep(0)
         except ObjectMissing:
             errors.append(LOST)
+        except ObjectError as error:
+            errors.append(self._unreadable(error))
         if not total and not errors:
             errors.append(c.LineError(code="empty_file", message="the input file has no lines"))
         return errors, total
+
+    def _unreadable(self, error: ObjectError) -> c.LineError:
+        """Why nothing more comes of a batch whose file cannot be read; else it is tried again."""
+        if not self.over and time.time_ns() < self.batch.expires:
+            raise error
+        return c.LineError(code="file_unreadable", message="the input file cannot be read")
 
     async def _texts(self) -> AsyncGenerator[tuple[int, bytes], None]:
         file = (await self._shelf.look()).files.get(self.batch.input)

@@ -28,6 +28,8 @@ from app.transport.openai.responses import called, gave, turns
 __all__ = ["PREFIX", "Conversation", "Item", "additions", "message_item"]
 
 PREFIX = "conv_"
+MAX_ITEMS = 1000
+"""Most items that are added at once: each is an event, which every later request reads."""
 _STATUS = {"done": "completed", "streaming": "in_progress"}
 
 Item = dict[str, Any]
@@ -216,11 +218,13 @@ def additions(
 
     Raises:
         ApiError: 400: an item cannot be read, a call has the id of another one, or an output
-            belongs to no call, or to one that has an output.
+            belongs to no call, or to one that has an output; or there are too many.
 
     """
     if isinstance(given, str):
         given = [{"role": "user", "content": given}]
+    if len(given) > MAX_ITEMS:
+        raise refusal(name, f"{name} has {len(given)} parts; at most {MAX_ITEMS} can be added")
     calls = known.calls() if known is not None else {}
     done = known.outputs() if known is not None else set()
     said = known.said if known is not None else set()

@@ -14,7 +14,7 @@ import pytest
 
 from app.events.catalogue import RequestQueued
 from app.events.objects import CHUNK, DirectoryObjects
-from app.transport.openai import calls, chat, files
+from app.transport.openai import batchkeeper, calls, chat, files
 from app.transport.openai.api import Api, Scoring
 from app.transport.openai.chat import ChatBody
 from app.transport.openai.errors import ApiError
@@ -25,7 +25,16 @@ from app.transport.openai.paging import page
 from app.transport.openai.prompts import arguments, message
 from app.transport.openai.results import texts
 from app.transport.server import Service
-from tests.transport.openai.test_batches import api, create, ended, engine, line, results, upload
+from tests.transport.openai.test_batches import (
+    api,
+    create,
+    ended,
+    engine,
+    jsonl,
+    line,
+    results,
+    upload,
+)
 from tests.transport.openai.test_edge import client
 
 __all__ = ["client"]
@@ -196,6 +205,23 @@ async def test_a_line_that_the_server_fails_on_fails_alone(
         assert (bad["custom_id"], bad["response"]["status_code"]) == ("bad", 500)
 
 
+async def test_a_batch_whose_file_is_damaged_can_be_cancelled(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batchkeeper, "AGAIN_SECONDS", 0.1)
+    async with api(service) as client, engine(service):
+        id = await upload(client, line("a"))
+        file = (await service.shelf.look()).file(id)
+        assert file is not None
+        await service.objects.put(file.object, jsonl(line("b")))  # behind our back
+        batch = await create(client, id)
+        await asyncio.sleep(0.3)  # it is tried again: the place of the objects might come back
+        assert (await client.batches.retrieve(batch)).status in ("validating", "in_progress")
+        await client.batches.cancel(batch)
+        found = await ended(client, batch, seconds=8)
+        assert [each.code for each in found.errors.data] == ["file_unreadable"]
+
+
 # --------------------------------------------------------------------------- conversations
 
 
@@ -204,3 +230,9 @@ async def test_items_that_are_not_kept_are_added_as_nothing(client: httpx2.Async
     body = {"items": [{"type": "reasoning", "summary": []}]}
     answer = await client.post(f"{path}/items", json=body)
     assert (answer.status_code, answer.json()["data"]) == (200, [])
+
+
+async def test_items_come_in_thousands_at_most(client: httpx2.AsyncClient) -> None:
+    body = {"items": [{"role": "user", "content": "x"}] * 1001}
+    answer = await client.post("/v1/conversations", json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "items")
