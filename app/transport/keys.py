@@ -188,21 +188,31 @@ async def create(
     owner = user or OWN + name
     while True:
         keys = await load(store)
-        if keys.named(name) is not None:
-            raise InputError(
-                f"there is a key {name!r} already",
-                field="name",
-                hint=f"Choose another, or revoke it first: everlog keys revoke {name}",
-            )
-        before = next((k.user for k in keys.all if k.name == name), owner)
-        if before != owner:  # it would open what that user asked, and stored
-            raise InputError(
-                f"{name!r} was the name of a key of the user {before!r}",
-                field="name",
-                hint="Choose another.",
-            )
+        _free(keys, name, owner)
         if await _append(store, payload, keys.version, actor):
             return Made(_key(payload, time.time_ns()), secret)
+
+
+def _free(keys: Keys, name: str, owner: str) -> None:
+    """Go on if a key of this user may have this name.
+
+    Raises:
+        InputError: It may not.
+
+    """
+    if keys.named(name) is not None:
+        raise InputError(
+            f"there is a key {name!r} already",
+            field="name",
+            hint=f"Choose another, or revoke it first: everlog keys revoke {name}",
+        )
+    before = next((k.user for k in keys.all if k.name == name), owner)
+    if before != owner:  # it would open what that user asked, and stored
+        raise InputError(
+            f"{name!r} was the name of a key of the user {before!r}",
+            field="name",
+            hint="Choose another.",
+        )
 
 
 async def revoke(store: EventStore, given: str, *, actor: str = "system") -> Key:
