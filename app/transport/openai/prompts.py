@@ -123,7 +123,7 @@ def _calls(given: Any, at: str) -> list[ToolCall] | None:
     ]
 
 
-def arguments(given: str | dict[str, Any], at: str) -> dict[str, Any]:
+def arguments(given: Any, at: str) -> dict[str, Any]:
     """Arguments of a call, which travel as JSON in a string.
 
     Raises:
@@ -133,7 +133,7 @@ def arguments(given: str | dict[str, Any], at: str) -> dict[str, Any]:
     if isinstance(given, dict):
         return given
     try:
-        value = msgspec.json.decode(given or "{}")
+        value = msgspec.json.decode(given or "{}") if isinstance(given, str) else None
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         value = None
     if not isinstance(value, dict):

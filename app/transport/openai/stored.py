@@ -208,7 +208,10 @@ class Responses:
         if body.previous_response_id is not None:
             raise refusal("conversation", "give previous_response_id or conversation, not both")
         id = given.id if isinstance(given, Named) else given
-        found = await self._conversations.find(id, principal)
+        try:
+            found = await self._conversations.find(id, principal)
+        except ApiError as error:
+            raise ApiError(404, error.message, param="conversation", code=error.code) from None
         if found.busy:
             raise locked()
         return found

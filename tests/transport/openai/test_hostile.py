@@ -58,8 +58,8 @@ def test_a_part_of_a_message_has_a_type() -> None:
     assert error.value.param == "messages[0].content[0].type"
 
 
-@pytest.mark.parametrize("text", [DEEP, '{"a": "\\ud800"}', '{"a": NaN}', f'{{"a": {HUGE}}}'])
-def test_arguments_are_json_that_can_be_kept(text: str) -> None:
+@pytest.mark.parametrize("text", [5, DEEP, '{"a": "\\ud800"}', '{"a": NaN}', f'{{"a": {HUGE}}}'])
+def test_arguments_are_json_that_can_be_kept(text: Any) -> None:
     with pytest.raises(ApiError) as error:
         arguments(text, "arguments")
     assert error.value.param == "arguments"
@@ -236,3 +236,10 @@ async def test_items_come_in_thousands_at_most(client: httpx2.AsyncClient) -> No
     body = {"items": [{"role": "user", "content": "x"}] * 1001}
     answer = await client.post("/v1/conversations", json=body)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "items")
+
+
+async def test_whose_conversation_is_not_there_is_told_which_field_says_so(
+    client: httpx2.AsyncClient,
+) -> None:
+    answer = await client.post("/v1/responses", json={"input": "x", "conversation": "conv_1"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (404, "conversation")
