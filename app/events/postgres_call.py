@@ -171,12 +171,13 @@ class Call:
         streams, names, events = list(self._streams), self._names, self._new
         kinds = [self._types[event.type] for event in events]
         types, actors = list(self._types), _Places()
-        acting = [0 if event.actor == "system" else actors[event.actor] for event in events]
+        acting = [actors[event.actor] for event in events]
         return [
             writer,
             number,
             now,
             self._now,
+            len(self._appends),
             streams,
             [names.ids.get(name, 0) for name in streams],
             [-1 if name in self._exact else versions.get(name, -1) for name in streams],
@@ -188,10 +189,10 @@ class Call:
             list(actors),
             _MOVES,
             *self._append_columns(),
-            kinds,
+            _unless_all(kinds, 1),
             _unless_all([event.schema for event in events], 1),
             _unless_all(self._times, self._now),
-            _unless_all(acting, 0),
+            _unless_all(acting, 1),
             _unless_all([event.request for event in events], None),
             _unless_all([event.run for event in events], None),
             _unless_all([event.cause for event in events], None),
@@ -207,7 +208,7 @@ class Call:
         streams, counts, expected, commands, fences, epochs = _columns(self._heads, 6)
         kinds, workers, leases = _columns([(g.kind, g.worker, g.lease) for g in self._guards], 3)
         return [
-            streams,
+            [] if streams == list(range(1, len(streams) + 1)) else streams,
             _unless_all(counts, 1),
             _unless_all(expected, ANY),
             _unless_all(commands, 0),

@@ -143,4 +143,4 @@ PRUNE_BATCHES = "DELETE FROM batch WHERE time < $1"
 PRUNE_NODES = "DELETE FROM node WHERE until < $1"
 
 #: Its arguments are those of `Call.arguments`.
-APPEND_BATCH = f"SELECT append_batch({', '.join(f'${place}' for place in range(1, 42))})"
+APPEND_BATCH = f"SELECT append_batch({', '.join(f'${place}' for place in range(1, 43))})"

@@ -125,11 +125,12 @@ AS $$ SELECT pg_advisory_xact_lock(hashtextextended('everlog.append.' || current
 --   p_actors                     names; e_actor has their places
 --   p_salts                      16 bytes for each event, in a row
 --   p_moves                      [{state before: state after}, ...]; "" is "does not exist"
---   a_*                          one for each append. count: of its events (1); expected: version or
---                                -1; kind: 0 append, 1 claim, 2 give back what ran out, 3 give back what
+--   a_*                          one for each of p_appends. stream: by default in the order of
+--                                p_streams; count: of its events (1); expected: version or -1; kind:
+--                                0 append, 1 claim, 2 give back what ran out, 3 give back what
 --                                `worker` holds; fence and epoch: the request and its epoch; lease:
 --                                ns, for a claim
---   e_*                          one for each event. time: p_time if all the same; tail: the
+--   e_*                          one for each event. type, actor: the first; time: p_time; tail: the
 --                                header's JSON after the version; move: place in p_moves; owner:
 --                                place of its request
 --   q_*                          one for each request.queued
@@ -137,7 +138,7 @@ AS $$ SELECT pg_advisory_xact_lock(hashtextextended('everlog.append.' || current
 -- Gives JSON: `code` (0 appended, 1 conflict, 2 fenced, 3 closed, 4 illegal, 5 duplicate), and for
 -- each append two numbers and a text, whose meaning `app.events.postgres_sql` knows.
 CREATE FUNCTION append_batch(
-    p_writer text, p_number bigint, p_now bigint, p_time bigint,
+    p_writer text, p_number bigint, p_now bigint, p_time bigint, p_appends integer,
     p_streams text[], p_stream_ids bigint[], p_versions integer[], p_heads text[],
     p_types text[], p_type_ids integer[],
     p_requests text[], p_commands text[], p_actors text[], p_moves jsonb,
@@ -213,13 +214,13 @@ BEGIN
             FROM unnest(p_commands) WITH ORDINALITY AS given(id, place)
             LEFT JOIN command c ON c.id = given.id;
     END IF;
-    e_seq := array_fill(NULL::bigint, ARRAY[cardinality(e_type)]);
-    e_version := array_fill(NULL::integer, ARRAY[cardinality(e_type)]);
+    e_seq := array_fill(NULL::bigint, ARRAY[cardinality(e_data)]);
+    e_version := array_fill(NULL::integer, ARRAY[cardinality(e_data)]);
     e_stream := e_version;
 
-    FOR i IN 1 .. cardinality(a_stream) LOOP
+    FOR i IN 1 .. p_appends LOOP
         code := 0; x := 0; y := 0; note := NULL; n := 0;
-        s := a_stream[i];
+        s := coalesce(a_stream[i], i);
         k := coalesce(a_command[i], 0);
         f := coalesce(a_fence[i], 0);
         v_kind := coalesce(a_kind[i], 0);
@@ -333,7 +334,8 @@ BEGIN
         INSERT INTO event (seq, stream_id, time, version, type_id, schema, actor, request, run,
                            cause, data, salt, leaf)
             SELECT e.seq, p_stream_ids[e.stream], coalesce(e.time, p_time), e.version,
-                   p_type_ids[e.type], coalesce(e.schema, 1), coalesce(p_actors[e.actor], 'system'),
+                   p_type_ids[coalesce(e.type, 1)], coalesce(e.schema, 1),
+                   p_actors[coalesce(e.actor, 1)],
                    e.request, e.run, e.cause, e.data, substr(p_salts, 16 * e.place::integer - 15, 16),
                    sha256(convert_to('[' || e.seq || p_heads[e.stream] || e.version || e.tail,
                                      'UTF8')
