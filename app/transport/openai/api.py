@@ -150,6 +150,9 @@ class Api:
         model = chosen(self.models(), name)
         if model is not None:
             return name or model.id, model.root
+        if not (name or "").isprintable():
+            message = f"there is no model {name!r}"
+            raise ApiError(404, message, param="model", code="model_not_found")
         known = KNOWN.get(name or "")
         return name or self.source.config.engine.model, known.path.name if known else name
 

@@ -44,7 +44,7 @@ class EmbeddingBody(msgspec.Struct, kw_only=True):
     model: str | None = None
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Meta(ge=1, le=2**31)] | None = None
-    priority: Annotated[int, Meta(ge=-(2**31), le=2**31)] = 0
+    priority: Annotated[int, Meta(gt=-(2**31), lt=2**31)] = 0
     cache_salt: str | None = None
     user: str | None = None
     safety_identifier: str | None = None

@@ -51,7 +51,7 @@ class Sampling(msgspec.Struct, kw_only=True):
     ignore_eos: bool = False
     seed: int | None = None
     prompt_logprobs: int | None = None
-    priority: Annotated[int, Meta(ge=-(2**31), le=2**31)] = 0
+    priority: Annotated[int, Meta(gt=-(2**31), lt=2**31)] = 0
     cache_salt: str | None = None
     user: str | None = None
     safety_identifier: str | None = None

@@ -17,7 +17,7 @@ from app.events.catalogue import (
 )
 from app.events.codec import decode, new
 from app.events.envelope import Event, request_stream, thread_stream
-from app.events.ids import public_id, public_request, public_thread, uuid7
+from app.events.ids import is_id, public_id, public_request, public_thread, uuid7
 from app.events.store import Append
 from app.transport.auth import Principal, authenticate
 from app.transport.openai.api import Api, json, passed_over
@@ -132,8 +132,9 @@ class Responses:
             ApiError: 404: there is none that this sender may see.
 
         """
-        if public.startswith(PREFIX):
-            id, thread = public_request(public), public_thread(public)
+        id = public_request(public)
+        if public.startswith(PREFIX) and is_id(id):
+            thread = public_thread(public)
             stream = thread_stream(thread) if thread else request_stream(id)
             events = [
                 event

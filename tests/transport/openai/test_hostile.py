@@ -71,7 +71,7 @@ def test_numbers_fit_into_what_the_engine_reads() -> None:
     assert refused(tools=[{"function": {"name": "f", "parameters": {"a": HUGE}}}]) == "tools"
     assert refused(messages=[{"role": "assistant", "tool_calls": [call]}]) == "messages"
     assert refused(stop_token_ids=[HUGE]) == "stop_token_ids"
-    assert refused(priority=2**63) == "priority"
+    assert refused(priority=2**63) == refused(priority=-(2**31)) == "priority"
 
 
 def test_a_limit_of_very_many_digits_is_no_limit() -> None:
@@ -243,3 +243,9 @@ async def test_whose_conversation_is_not_there_is_told_which_field_says_so(
 ) -> None:
     answer = await client.post("/v1/responses", json={"input": "x", "conversation": "conv_1"})
     assert (answer.status_code, answer.json()["error"]["param"]) == (404, "conversation")
+
+
+async def test_no_model_is_called_what_no_table_can_hold(client: httpx2.AsyncClient) -> None:
+    body = {"model": "a\0", "messages": [{"role": "user", "content": "x"}]}
+    answer = await client.post("/v1/chat/completions", json=body, timeout=2)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (404, "model")
