@@ -82,18 +82,20 @@ async def plan_threads(store: LogStore, threads: Iterable[str]) -> Plan:
 async def plan_user(store: LogStore, user: str, progress: Progress | None = None) -> Plan:
     """Plan to erase a user: owned conversations, own requests, and all that ``user:<id>`` wrote.
 
-    Reads the whole log.
+    What the user's API keys wrote is the user's too. Reads the whole log.
 
     Raises:
         EverlogError: There is nothing of that user, or a conversation is at work.
 
     """
     plan, head = Plan(), await store.head()
-    actor, own, seen = actor_of(user), {f"user/{user}"}, False
+    actors, own, seen = {actor_of(user)}, {f"user/{user}"}, False
     async for event in store.read(until=head):
-        if _begins(event, user, actor):
+        if event.type == "key.created" and (key := _key(event)) and key.user == user:
+            actors.add(f"key:{key.name}")
+        if _begins(event, user, actors):
             own.add(event.stream)
-        if event.actor == actor or event.stream in own:
+        if event.actor in actors or event.stream in own:
             seen = True
             plan.versions[event.stream] = event.version
             _add(plan, event)
@@ -124,11 +126,12 @@ async def plan_seqs(store: LogStore, seqs: Iterable[int]) -> Plan:
     return await _idle(store, plan)
 
 
-def _begins(event: Event, user: str, actor: str) -> bool:
+def _begins(event: Event, user: str, actors: set[str]) -> bool:
     """Whether this event begins a stream of the user's own."""
     if event.type == "thread.created":
         return _owner(event) == user
-    return event.type == "request.queued" and event.actor == actor and not thread_of(event.stream)
+    own = event.type == "request.queued" and event.actor in actors
+    return own and not thread_of(event.stream)
 
 
 def _owner(event: Event) -> str | None:
@@ -140,6 +143,18 @@ def _owner(event: Event) -> str | None:
 
 class _Created(msgspec.Struct):
     owner: str
+
+
+def _key(event: Event) -> _Key | None:
+    try:
+        return msgspec.json.decode(event.data, type=_Key)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+class _Key(msgspec.Struct):
+    name: str
+    user: str | None = None
 
 
 def _add(plan: Plan, event: Event) -> None:

@@ -162,6 +162,21 @@ async def test_a_user(store: LogStore) -> None:
         await plan_user(store, "zoe")
 
 
+async def test_what_a_users_keys_wrote_is_the_users(store: LogStore) -> None:
+    hers = c.KeyCreated(key="1", name="bot", hash="x", scopes=["api"], user="ann")
+    his = c.KeyCreated(key="2", name="rob", hash="y", scopes=["api"], user="bob")
+    await must(store, Append(stream="keys", events=[new(hers), new(his)]))
+    for name, text in (("bot", SECRET), ("rob", "Bermuda")):
+        queued = c.RequestQueued(request=name, params=c.SamplingParams(seed=1), text=text)
+        event = new(queued, actor=f"key:{name}", request=name)
+        await must(store, Append(stream=f"request/{name}", events=[event]))
+        cancelled = new(c.RequestCancelled(request=name, text=text), request=name)
+        await must(store, Append(stream=f"request/{name}", events=[cancelled]))
+    assert (await redact(store, await plan_user(store, "ann"), reason=REASON)).events == 2
+    texts = b"".join(event.data for event in await whole(store))
+    assert SECRET.encode() not in texts and texts.count(b"Bermuda") == 2
+
+
 async def test_in_pieces(store: LogStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.events.erasure.CHUNK", 4)
     monkeypatch.setattr("app.events.erasure.GAP", 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, TypeVar
 
@@ -22,7 +23,7 @@ from app.events.catalogue import RequestQueued, WorkerStarted
 from app.events.objects import Objects
 from app.events.store import EventStore
 from app.telemetry import context
-from app.transport.auth import authenticate
+from app.transport.auth import Principal, authenticate
 from app.transport.openai.active import Active
 from app.transport.openai.call import Call
 from app.transport.openai.errors import ApiError
@@ -240,14 +241,18 @@ class Api:
             found[context.HEADER] = trace
         return {name: value for name, value in found.items() if value is not None}
 
-    async def admit(self, actor: str) -> None:
-        """Go on if there is room in the queue.
+    async def admit(self, principal: Principal, requests: Sequence[RequestQueued]) -> None:
+        """Go on if there is room in the queue, and nobody is overtaken who must not be.
 
         Raises:
-            ApiError: 429: too many requests of this one wait; 503: too many in all.
+            ApiError: 403: the key may not go before others; 429: too many requests of this one
+                wait; 503: too many in all.
 
         """
-        full = await self.source.runtime.admission.check(actor)
+        if not principal.may("admin") and any(queued.priority > 0 for queued in requests):
+            message = "a priority below 0 goes before others; that takes a key with the scope admin"
+            raise ApiError(403, message, param="priority", code="insufficient_scope")
+        full = await self.source.runtime.admission.check(principal.actor)
         if full is not None:
             status, code = (429, "queue_limit_exceeded") if full.own else (503, "queue_full")
             raise ApiError(status, str(full), code=code, retry=RETRY_SECONDS)
@@ -255,7 +260,7 @@ class Api:
     async def reply(
         self,
         request: Request,
-        call: list[Any],
+        call: list[RequestQueued],
         answer: Answer,
         *,
         stream: bool,
@@ -269,7 +274,7 @@ class Api:
 
         """
         principal = await authenticate(request)
-        await self.admit(principal.actor)
+        await self.admit(principal, call)
         headers = {"x-request-id": call[0].request, **passed_over(unused)}
         return Reply(
             kind(self.store, call, actor=principal.actor),

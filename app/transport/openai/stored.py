@@ -69,7 +69,7 @@ class Responses:
         queued = plan(body, past, deadline=api.deadline(), origin=origin)
         spell = await api.spell(body.model) if queued.params.logprobs is not None else None
         answer = ResponseAnswer(queued, model=name, created=api.now(), spell=spell)
-        await api.admit(principal.actor)
+        await api.admit(principal, [queued])
         call = Call(
             self._store,
             [queued],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from app.events.codec import new
 from app.events.envelope import request_stream
 from app.events.ids import uuid7
 from app.events.store import Append, EventStore
+from app.transport import keys
 from tests.transport.openai.test_edge import CHAT
 from tests.transport.serving import serving
 
@@ -53,3 +55,20 @@ async def test_too_many_of_ones_own_or_in_all(
         assert (everybody.status_code, everybody.headers["retry-after"]) == (503, "5")
         error = everybody.json()["error"]
         assert (error["type"], error["code"]) == ("server_error", "queue_full")
+
+
+@pytest.mark.parametrize(("path", "body"), BODIES, ids=lambda each: str(each)[:10])
+async def test_who_may_go_before_others(tmp_path: Path, path: str, body: dict[str, Any]) -> None:
+    async with (
+        serving(tmp_path) as service,
+        httpx2.AsyncClient(base_url=f"{service.url}/v1", timeout=10) as client,
+    ):
+        made = await keys.create(service.store, "ann", scopes=["api"])
+        await asyncio.sleep(0.1)  # until the server knows it
+        client.headers["authorization"] = f"Bearer {made.secret}"
+        head = await service.store.head()
+        refused = await client.post(path, json={**body, "priority": -1})
+        error = refused.json()["error"]
+        assert (refused.status_code, error["param"]) == (403, "priority")
+        assert "scope admin" in error["message"]
+        assert await service.store.head() == head
