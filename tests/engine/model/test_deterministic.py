@@ -18,7 +18,7 @@ from app.engine.models.linear import packs
 from app.engine.models.llama import Llama
 from app.engine.runner import ModelRunner
 from app.engine.sampling import SamplingParams
-from app.engine.scheduler import Scheduler
+from app.engine.scheduler import Propose, Scheduler
 from app.engine.sequence import Sequence, Work
 from app.errors import StartupError
 from tests.engine.model.steps import Bench, prompt
@@ -53,6 +53,7 @@ def run(
     blocks: int = 64,
     done: int = 0,
     known: dict[tuple[int, int], Answer] | None = None,
+    propose: Propose | None = None,
 ) -> tuple[dict[tuple[int, int], Answer], int]:
     """Answers of prompts with parameters, by their numbers, and how often one was preempted.
 
@@ -64,6 +65,7 @@ def run(
         eos=runner.info.eos,
         max_batch=batch,
         max_tokens=budget,
+        propose=propose,
     )
     found: dict[tuple[int, int], Answer] = {}
     for name in asked:
@@ -119,6 +121,33 @@ def test_whatever_else_is_computed(
     found, _ = run(runner, asked, batch=batch, budget=budget, blocks=blocks, done=done, known=alone)
     for name in asked:
         assert found[name] == alone[name], name
+
+
+@pytest.mark.parametrize(("longest", "wrong"), [(1, 99), (5, 3), (9, 99)])
+def test_drafts(
+    runner: ModelRunner, alone: dict[tuple[int, int], Answer], longest: int, wrong: int
+) -> None:
+    """Tokens computed ahead, right ones and wrong ones, and one that comes after wrong ones."""
+    proposed = 0
+
+    def propose(
+        sequences: Series[Sequence], rooms: Series[int], budget: int
+    ) -> list[tuple[int, ...]]:
+        nonlocal proposed
+        drafts = []
+        for sequence, room in zip(sequences, rooms, strict=True):
+            at = len(sequence.tokens) - sequence.prompt_len
+            answer = next(alone[name][0] for name in ALL if repr(name) == sequence.request)
+            ahead = answer[at : at + min(room, longest, budget)]
+            draft = [t if (at + i) % wrong else (t + 1) % 200 for i, t in enumerate(ahead)]
+            budget -= len(draft)
+            proposed += len(draft)
+            drafts.append(tuple(draft))
+        return drafts
+
+    assert run(runner, ALL, propose=propose)[0] == alone
+    assert run(runner, ALL[::4], propose=propose, blocks=30)[0] == {n: alone[n] for n in ALL[::4]}
+    assert proposed
 
 
 def test_after_preemption(runner: ModelRunner, alone: dict[tuple[int, int], Answer]) -> None:
