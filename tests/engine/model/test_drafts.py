@@ -98,7 +98,8 @@ def answers(
 
 
 def prompts() -> dict[str, list[int]]:
-    return {name: [(7 * i + len(name)) % 200 + 40 for i in range(20)] for name in KINDS}
+    """Each begins in another way: of equal ones, all but one would wait for its blocks."""
+    return {name: [(7 * i + at) % 200 + 40 for i in range(20)] for at, name in enumerate(KINDS)}
 
 
 @pytest.fixture(scope="module")
