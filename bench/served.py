@@ -23,8 +23,8 @@ from bench.report import Goal, Report
 
 MODEL = "smollm2-135m-instruct"
 CONCURRENCY = (1, 8, 64)
-OUTPUT = 128
-ROUNDS = 3
+OUTPUT = 64
+ROUNDS = 2
 PARAMS: dict[str, Any] = {"temperature": 0.0, "max_tokens": OUTPUT, "ignore_eos": True, "seed": 0}
 
 
