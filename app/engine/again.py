@@ -146,11 +146,12 @@ def add(logged: Logged) -> Add:
     """The frame that asks for it again, from its first token on.
 
     What was cut short is asked for as far as it came. The most probable tokens are asked for too,
-    so that a difference can be judged; that changes no token.
+    so that a difference can be judged; that changes no token. Not so with a form: tokens that it
+    leaves no choice are not drawn unless their log probabilities are wanted.
     """
     queued = logged.queued
     params = seeded(queued)
-    top = max(params.logprobs or 0, 1)
+    top = max(params.logprobs or 0, 1) if params.structured is None else params.logprobs
     if logged.reason is None and logged.tokens:
         params = msgspec.structs.replace(params, max_tokens=len(logged.tokens))
     return Add(

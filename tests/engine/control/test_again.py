@@ -91,6 +91,15 @@ def test_what_was_cut_short_is_compared_as_far_as_it_came() -> None:
     assert add(logged([5, 6])).params.max_tokens is None
 
 
+def test_forms_are_asked_for_as_they_were() -> None:
+    """With log probabilities they are drawn token by token, without them not."""
+    assert add(logged([5])).params.logprobs == 1
+    params = c.SamplingParams(seed=1, structured=c.Structured(regex="a+"))
+    for given in (params, msgspec.structs.replace(params, logprobs=0)):
+        queued = c.RequestQueued(request="q", params=given, prompt=[1])
+        assert add(Logged(queued=queued, tokens=[5], reason="stop")).params == given
+
+
 def test_log_probabilities_are_held_bit_for_bit() -> None:
     one, other = (TokenLogprobs(logprob=x) for x in (-0.5, -0.5000001))
     assert compare(logged([5], logprobs=[one]), outcome([5]), READY).logprobs == 1
