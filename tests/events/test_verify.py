@@ -237,6 +237,7 @@ def test_any_changed_byte_of_any_column_is_found_and_named(
             cast = "?"
             if isinstance(value, int):
                 changed: Any = value ^ (bits << 8 * (place % COLUMNS[column]))
+                changed -= (changed >> 63) << 64  # the highest bit is the sign
             else:
                 raw = bytearray(value)
                 raw[place % len(raw)] ^= bits
