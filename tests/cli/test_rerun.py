@@ -36,7 +36,7 @@ def post(url: str, body: dict[str, object]) -> dict[str, object]:
 
 async def ask(url: str, thread: str) -> None:
     async with Client(url) as client:
-        params = {"max_tokens": 12, "temperature": 0.9}
+        params = {"max_tokens": 12, "temperature": 0.9, "ignore_eos": True}
         await client.post(thread, "Name a colour.", params=params)
         async for frame in client.follow(thread):
             if getattr(frame, "type", "") == "run.completed":
@@ -48,7 +48,10 @@ def test_what_a_server_logged_comes_out_the_same(run: Run, tmp_path: Path) -> No
     with running(database) as server:
         asyncio.run(ask(server.url, thread))
         body = {"model": "smollm2-135m-instruct", "prompt": "One, two,", "max_tokens": 9}
-        given = post(f"{server.url}/v1/completions", {**body, "temperature": 1, "logprobs": 2})
+        given = post(
+            f"{server.url}/v1/completions",
+            {**body, "temperature": 1, "logprobs": 2, "ignore_eos": True},
+        )
         beside = run("re-run", thread)  # also while the server has the log
     assert "12 tokens, all the same" in beside.stdout
     assert "1 of 1 generation came out the same." in beside.stdout
