@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 
 import msgspec
 
 from app.engine.blocks import BlockManager
+from app.engine.frames import CoreConfig
+from app.engine.hub import resolve
 from app.engine.runner import ModelRunner
 from app.engine.sampling import SamplingParams
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import Sequence
 from app.engine.speculation import Speculator
 
-__all__ = ["Run", "complete"]
+__all__ = ["Run", "arguments_of", "complete", "load"]
+
+
+def arguments_of(
+    name: str, about: str | None, *, batch: list[int], output: int
+) -> argparse.ArgumentParser:
+    """Arguments of a benchmark that runs the model in this process; the numbers are defaults."""
+    parser = argparse.ArgumentParser(prog=f"python -m bench.{name}", description=about)
+    parser.add_argument("--batch", type=int, nargs="+", default=batch)
+    parser.add_argument("--output", type=int, default=output, help="output tokens")
+    parser.add_argument("--rounds", type=int, default=3, help="turns with and without")
+    parser.add_argument("--threads", type=int, default=0, help="of torch; 0: one a core")
+    parser.add_argument("--dtype", choices=["auto", "bfloat16", "float32"], default="auto")
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    return parser
+
+
+def load(options: argparse.Namespace) -> ModelRunner:
+    """The model that these arguments name."""
+    path = str(resolve(options.model))
+    return ModelRunner.load(CoreConfig(model=path, dtype=options.dtype, threads=options.threads))
 
 
 class Run(msgspec.Struct, kw_only=True):

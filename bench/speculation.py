@@ -13,13 +13,11 @@ import sys
 from functools import partial
 from typing import Any
 
-from app.engine.frames import CoreConfig
-from app.engine.hub import resolve
 from app.engine.runner import ModelRunner
 from app.engine.sampling import SamplingParams
 from app.engine.speculation import Speculator
 from app.events.catalogue import ChatMessage
-from bench.loop import Run, complete
+from bench.loop import Run, arguments_of, complete, load
 from bench.report import Goal, Report
 
 __all__ = ["main"]
@@ -59,19 +57,10 @@ _PAYS, _LOSES = "copy a program, greedy", "tell a story, drawn"
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, and write ``bench/results/speculation``."""
-    parser = argparse.ArgumentParser(prog="python -m bench.speculation", description=__doc__)
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--output", type=int, default=96, help="output tokens")
-    parser.add_argument("--rounds", type=int, default=3, help="turns with and without")
+    parser = arguments_of("speculation", __doc__, batch=[1, 8], output=96)
     parser.add_argument("--drafts", type=int, default=16, help="most tokens ahead")
-    parser.add_argument("--threads", type=int, default=0, help="of torch; 0: one a core")
-    parser.add_argument("--dtype", choices=["auto", "bfloat16", "float32"], default="auto")
-    parser.add_argument("--model", default="smollm2-135m-instruct")
     options = parser.parse_args(arguments)
-    path = resolve(options.model)
-    runner = ModelRunner.load(
-        CoreConfig(model=str(path), dtype=options.dtype, threads=options.threads)
-    )
+    runner = load(options)
     rows, goals = [], []
     for batch in options.batch:
         for task in TASKS:
@@ -92,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
         rows=rows,
         goals=goals,
         notes=[
-            f"{path.name}, {info.dtype} on {info.device}, {info.threads} threads, at most "
+            f"{info.name}, {info.dtype} on {info.device}, {info.threads} threads, at most "
             f"{options.drafts} tokens ahead; medians of {options.rounds} turns of each, in "
             "alternation; tokens behind the prompts only. What a step costs by its rows is learned "
             "in an unmeasured turn before.",

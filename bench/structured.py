@@ -13,12 +13,10 @@ import statistics
 import sys
 from typing import Any
 
-from app.engine.frames import CoreConfig
-from app.engine.hub import resolve
 from app.engine.runner import ModelRunner
 from app.engine.sampling import SamplingParams, Structured
 from app.events.catalogue import ChatMessage
-from bench.loop import Run, complete
+from bench.loop import Run, arguments_of, complete, load
 from bench.report import Goal, Report
 
 __all__ = ["main"]
@@ -45,18 +43,9 @@ _DRAWS: dict[str, dict[str, Any]] = {"greedy": {}, "drawn": {"temperature": 1.0,
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, and write ``bench/results/structured``."""
-    parser = argparse.ArgumentParser(prog="python -m bench.structured", description=__doc__)
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 64])
-    parser.add_argument("--output", type=int, default=64, help="output tokens")
-    parser.add_argument("--rounds", type=int, default=3, help="turns with and without")
-    parser.add_argument("--threads", type=int, default=0, help="of torch; 0: one a core")
-    parser.add_argument("--dtype", choices=["auto", "bfloat16", "float32"], default="auto")
-    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser = arguments_of("structured", __doc__, batch=[1, 8, 64], output=64)
     options = parser.parse_args(arguments)
-    path = resolve(options.model)
-    runner = ModelRunner.load(
-        CoreConfig(model=str(path), dtype=options.dtype, threads=options.threads)
-    )
+    runner = load(options)
     rows, goals = [], []
     for batch in options.batch:
         for how in _DRAWS:
@@ -78,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
         rows=rows,
         goals=goals,
         notes=[
-            f"{path.name}, {info.dtype} on {info.device}, {info.threads} threads; tokens behind "
+            f"{info.name}, {info.dtype} on {info.device}, {info.threads} threads; tokens behind "
             f"the prompts only, medians of {options.rounds} turns, in alternation with those "
             "without a form, which have as many tokens. Compiling a form (once, then it is kept) "
             "is not in it.",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from app.cli.console import counted, emit, styled
 from app.cli.options import json_option, setting, with_config
@@ -95,20 +96,19 @@ def batch(
 def _run(loaded: Loaded, given: Input, journal: Journal) -> int:
     """Load the model and run what has no result; returns the tokens of the answers."""
     from app.engine.child import Child, CoreDied
-    from app.engine.frames import CoreConfig
-    from app.engine.llm import OFFLINE, offline_config
+    from app.engine.frames import capacity, core_config
+    from app.engine.hub import resolve
+    from app.engine.llm import OFFLINE
     from app.engine.progress import bar
     from app.transport.openai.offline import Offline, model_of
 
     engine = loaded.config.engine
-    names = [name for name in CoreConfig.__struct_fields__ if name != "model"]
-    settings = {
-        name: OFFLINE[name]
-        if name in OFFLINE and loaded.origins[f"engine.{name}"] == DEFAULT
-        else getattr(engine, name)
-        for name in names
+    larger = {
+        name: value
+        for name, value in OFFLINE.items()
+        if loaded.origins[f"engine.{name}"] == DEFAULT
     }
-    config = offline_config(engine.model, settings)
+    config = core_config(msgspec.structs.replace(engine, **larger), str(resolve(engine.model)))
     with contextlib.closing(Child(config)) as child:
         offline = Offline(
             given,
@@ -116,7 +116,7 @@ def _run(loaded: Loaded, given: Input, journal: Journal) -> int:
             child,
             model=model_of(child, engine.model),
             path=Path(config.model),
-            window=config.max_batch + max(2, config.max_batch // 4),
+            window=capacity(config.max_batch),
         )
         try:
             with bar("Batch", len(given), done=len(journal.done)) as advance:

@@ -6,6 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from app.cli.console import clean, counted, emit, styled
 from app.cli.options import json_option, setting, with_settings
@@ -116,16 +117,15 @@ def _execute(loaded: Loaded, found: list[Logged]) -> tuple[list[Comparison], Cor
     from app.engine.again import add, compare
     from app.engine.child import Child, CoreDied
     from app.engine.flow import complete
-    from app.engine.frames import CoreConfig
-    from app.engine.llm import offline_config
+    from app.engine.frames import core_config
+    from app.engine.hub import resolve
     from app.engine.progress import bar
 
     engine = loaded.config.engine
-    names = [name for name in CoreConfig.__struct_fields__ if name != "model"]
-    settings = {name: getattr(engine, name) for name in names}
     if any(logged.started and logged.started.deterministic for logged in found):
-        settings["deterministic"] = True  # as it was; then nothing else may come out
-    config = offline_config(engine.model, settings)
+        # As it was; then nothing else may come out.
+        engine = msgspec.structs.replace(engine, deterministic=True)
+    config = core_config(engine, str(resolve(engine.model)))
     asked = [add(logged) for logged in found if _runs(logged)]
     outcomes = {}
     with contextlib.closing(Child(config)) as child, bar("Again", len(asked)) as advance:

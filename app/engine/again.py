@@ -11,7 +11,7 @@ import msgspec
 
 from app import __version__ as VERSION
 from app.engine.flow import Outcome
-from app.engine.frames import Add, Ready
+from app.engine.frames import Add, Ready, asked
 from app.engine.recovery import seeded
 from app.engine.sampling import TokenLogprobs
 from app.events import codec
@@ -154,16 +154,7 @@ def add(logged: Logged) -> Add:
     top = max(params.logprobs or 0, 1) if params.structured is None else params.logprobs
     if logged.reason is None and logged.tokens:
         params = msgspec.structs.replace(params, max_tokens=len(logged.tokens))
-    return Add(
-        request=queued.request,
-        params=msgspec.structs.replace(params, logprobs=top),
-        messages=queued.messages,
-        text=queued.text,
-        prompt=queued.prompt,
-        tools=queued.tools,
-        template=queued.template,
-        embed=queued.embed,
-    )
+    return asked(queued, queued.request, msgspec.structs.replace(params, logprobs=top))
 
 
 def compare(logged: Logged, again: Outcome | None, ready: Ready) -> Comparison:

@@ -8,7 +8,17 @@ from collections.abc import Callable
 from app.config import StreamConfig
 from app.engine.channel import MAX_FRAME, encode
 from app.engine.flush import Answer, Flusher
-from app.engine.frames import Add, Cancel, Failed, FromCore, Preempted, Resumed, Started, Step
+from app.engine.frames import (
+    Add,
+    Cancel,
+    Failed,
+    FromCore,
+    Preempted,
+    Resumed,
+    Started,
+    Step,
+    asked,
+)
 from app.engine.recovery import History, Strikes, history, queued, seeded
 from app.engine.sampling import validate
 from app.engine.supervisor import CoreProcess
@@ -241,19 +251,14 @@ def _add(answer: Answer, claim: Claimed, payload: RequestQueued, *, private: boo
     tenant, salt = payload.tenant or claim.queued.actor, payload.salt
     if private:  # the length keeps one tenant's own salts apart from another's name
         salt = f"{len(tenant)}:{tenant}{salt or ''}"
-    return Add(
-        request=answer.key,
-        params=seeded(payload),
-        messages=payload.messages,
-        text=payload.text,
-        prompt=payload.prompt,
+    return asked(
+        payload,
+        answer.key,
+        seeded(payload),
         output=answer.past.tokens,
         priority=payload.priority,
         queued=claim.queued.time / 1e9,
         deadline=None if payload.deadline is None else payload.deadline / 1e9,
         salt=salt,
-        tools=payload.tools,
-        template=payload.template,
-        embed=payload.embed,
         tenant=tenant,
     )

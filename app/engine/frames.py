@@ -6,8 +6,9 @@ from typing import Any
 
 import msgspec
 
+from app.config import EngineConfig
 from app.engine.sampling import SamplingParams, TokenLogprobs
-from app.events.catalogue import ChatMessage, Embedding
+from app.events.catalogue import ChatMessage, Embedding, RequestQueued
 
 __all__ = [
     "Add",
@@ -24,6 +25,9 @@ __all__ = [
     "Step",
     "Stop",
     "ToCore",
+    "asked",
+    "capacity",
+    "core_config",
 ]
 
 
@@ -73,6 +77,17 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     draft_tokens: int = 16
 
 
+def core_config(engine: EngineConfig, model: str) -> CoreConfig:
+    """What the core needs of the section ``[engine]``, for the model at a path."""
+    names = [name for name in CoreConfig.__struct_fields__ if name != "model"]
+    return CoreConfig(model=model, **{name: getattr(engine, name) for name in names})
+
+
+def capacity(max_batch: int) -> int:
+    """Requests to give a core at once: a full batch, and some that can begin when others end."""
+    return max_batch + max(2, max_batch // 4)
+
+
 # ------------------------------------------------------------------------- host to core
 
 
@@ -97,6 +112,21 @@ class Add(_Frame, frozen=True, kw_only=True):
     template: dict[str, Any] = {}
     embed: Embedding | None = None
     tenant: str = ""
+
+
+def asked(given: RequestQueued, name: str, params: SamplingParams, /, **more: Any) -> Add:
+    """The frame for a request as it was queued; ``more`` are fields that depend on who runs it."""
+    return Add(
+        request=name,
+        params=params,
+        messages=given.messages,
+        text=given.text,
+        prompt=given.prompt,
+        tools=given.tools,
+        template=given.template,
+        embed=given.embed,
+        **more,
+    )
 
 
 class Cancel(_Frame, frozen=True, kw_only=True):

@@ -20,7 +20,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from app.config import EngineConfig, StreamConfig
 from app.engine.claims import Claims
 from app.engine.deadlines import Deadlines
-from app.engine.frames import CoreConfig, Ready, Step
+from app.engine.frames import Ready, Step, capacity, core_config
 from app.engine.room import Room
 from app.engine.supervisor import Backoff, CoreProcess
 from app.engine.workers import presence_name, worker_stream
@@ -30,6 +30,7 @@ from app.events.catalogue import Payload, WorkerCrashed, WorkerDrained, WorkerSt
 from app.events.envelope import Event
 from app.events.follow import following
 from app.events.presence import WORKER, Presence
+from app.events.queue import queued_fields
 from app.events.store import Append, EventStore, Order, StoreClosed, StoreError
 
 __all__ = ["EngineHost"]
@@ -185,9 +186,7 @@ class EngineHost:
 
     async def _launch(self) -> CoreProcess:
         path = await asyncio.to_thread(self._resolve, self._config.model)
-        names = CoreConfig.__struct_fields__
-        settings = {name: getattr(self._config, name) for name in names}
-        core = await CoreProcess.launch(CoreConfig(**{**settings, "model": path}))
+        core = await CoreProcess.launch(core_config(self._config, path))
         self._claims.core = core
         self.model = core.ready
         await self._tell_started(core)
@@ -279,16 +278,16 @@ class EngineHost:
         Beside other workers it is a few at a time, and who has less to do goes first.
         """
         most = self._config.max_batch
-        capacity = most + max(2, most // 4)
-        limit = room = capacity - len(self._claims)
+        full = capacity(most)
+        limit = room = full - len(self._claims)
         order = Order(priority=self._config.policy == "priority", fair=self._config.fair)
         if room <= 0:
             self._room.filled()
-            return await self._claim_urgent(names, 2 * capacity - len(self._claims), order)
+            return await self._claim_urgent(names, 2 * full - len(self._claims), order)
         self._room.emptied(time.time())
         if any(name.startswith(WORKER) for name in self.presence.live - {self.presence.name}):
             limit = min(room, max(1, most // SHARE))
-            await asyncio.sleep(STEP_BACK * len(self._claims) / capacity)
+            await asyncio.sleep(STEP_BACK * len(self._claims) / full)
         self._more = await self._take(names, limit, order)
         return self._more
 
@@ -425,15 +424,8 @@ def _epoch(data: bytes) -> int:
     return _abandoned.decode(data).epoch
 
 
-class _Queued(msgspec.Struct):
-    priority: int = 0
-
-
-_queued = msgspec.json.Decoder(_Queued)
-
-
 def _priority(data: bytes) -> float:
     try:
-        return _queued.decode(data).priority
+        return queued_fields(data).priority
     except msgspec.DecodeError:
         return -math.inf  # whoever claims it says so

@@ -24,7 +24,16 @@ import msgspec
 
 from app.errors import StartupError
 
-__all__ = ["KNOWN", "KnownModel", "ListedModel", "cache_dir", "find", "list_models", "resolve"]
+__all__ = [
+    "KNOWN",
+    "KnownModel",
+    "ListedModel",
+    "cache_dir",
+    "find",
+    "known_as",
+    "list_models",
+    "resolve",
+]
 
 Advance = Callable[[int, int], object]
 """Called with bytes done and bytes in total; a total of 0 is unknown."""
@@ -84,6 +93,11 @@ KNOWN = {
         ),
     )
 }
+
+
+def known_as(file: str | None) -> KnownModel | None:
+    """The known model that has its weights in a file of this name."""
+    return next((model for model in KNOWN.values() if model.path.name == file), None)
 
 
 class _Stamp(msgspec.Struct, frozen=True):

@@ -16,7 +16,7 @@ from app.config import EngineConfig
 from app.engine import hub
 from app.engine.child import Child
 from app.engine.flow import Outcome, complete
-from app.engine.frames import Add, CoreConfig, Ready
+from app.engine.frames import Add, CoreConfig, Ready, capacity, core_config
 from app.engine.progress import bar
 from app.engine.sampling import SamplingParams, TokenLogprobs, validate
 from app.errors import InputError
@@ -78,7 +78,7 @@ class LLM:
     def __init__(self, model: str = EngineConfig().model, **settings: Any) -> None:
         config = offline_config(model, settings)
         self._child = Child(config)
-        self._window = config.max_batch + max(2, config.max_batch // 4)
+        self._window = capacity(config.max_batch)
         self._calls = itertools.count()
 
     @property
@@ -264,10 +264,7 @@ def offline_config(model: str, settings: Mapping[str, Any]) -> CoreConfig:
         given = msgspec.convert({**OFFLINE, **settings}, type=EngineConfig)
     except msgspec.ValidationError as error:
         raise InputError(str(error)) from None
-    path = str(hub.resolve(model))
-    return CoreConfig(
-        **{name: getattr(given, name) for name in names if name != "model"}, model=path
-    )
+    return core_config(given, str(hub.resolve(model)))
 
 
 @contextlib.contextmanager

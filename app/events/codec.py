@@ -12,7 +12,7 @@ from app.events.catalogue import CATALOGUE, Entry, Payload, event_type
 from app.events.envelope import Event, NewEvent
 from app.events.upcast import upcast
 
-__all__ = ["FAULTS", "PayloadError", "Unknown", "decode", "decoder", "new"]
+__all__ = ["FAULTS", "PayloadError", "Unknown", "decode", "decoder", "new", "readable"]
 
 _encode = msgspec.json.Encoder().encode
 _decode_any = msgspec.json.Decoder().decode
@@ -92,6 +92,15 @@ def decode(event: Event | NewEvent) -> Payload | Unknown:
         where = f" at seq {event.seq}" if isinstance(event, Event) else ""
         raise PayloadError(f"payload of {event.type}{where} is malformed: {error}") from error
     return payload
+
+
+def readable(event: Event) -> Payload | None:
+    """Payload of an event; None if it cannot be read (redacted), or is newer than this code."""
+    try:
+        payload = decode(event)
+    except (PayloadError, UnicodeDecodeError):
+        return None
+    return None if isinstance(payload, Unknown) else payload
 
 
 def decoder(type: str) -> tuple[int, Callable[[bytes], Payload]] | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import msgspec
 
@@ -32,6 +33,8 @@ CHUNK = 1_000
 
 GAP = 16
 """Rows that may be read in vain rather than by another query."""
+
+T = TypeVar("T")
 
 Progress = Callable[[int, int], None]
 
@@ -91,7 +94,7 @@ async def plan_user(store: LogStore, user: str, progress: Progress | None = None
     plan, head = Plan(), await store.head()
     actors, own, seen = {actor_of(user)}, {f"user/{user}"}, False
     async for event in store.read(until=head):
-        if event.type == "key.created" and (key := _key(event)) and key.user == user:
+        if event.type == "key.created" and (key := _read(event, _Key)) and key.user == user:
             actors.add(f"key:{key.name}")
         if _begins(event, user, actors):
             own.add(event.stream)
@@ -129,27 +132,21 @@ async def plan_seqs(store: LogStore, seqs: Iterable[int]) -> Plan:
 def _begins(event: Event, user: str, actors: set[str]) -> bool:
     """Whether this event begins a stream of the user's own."""
     if event.type == "thread.created":
-        return _owner(event) == user
+        created = _read(event, _Created)
+        return created is not None and created.owner == user
     own = event.type == "request.queued" and event.actor in actors
     return own and not thread_of(event.stream)
 
 
-def _owner(event: Event) -> str | None:
+def _read(event: Event, kind: type[T]) -> T | None:
     try:
-        return msgspec.json.decode(event.data, type=_Created).owner
+        return msgspec.json.decode(event.data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 
 class _Created(msgspec.Struct):
     owner: str
-
-
-def _key(event: Event) -> _Key | None:
-    try:
-        return msgspec.json.decode(event.data, type=_Key)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
 
 
 class _Key(msgspec.Struct):

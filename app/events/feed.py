@@ -82,9 +82,8 @@ class Feed:
                 run = streams[event.stream] = _Run(event.version)
             run.items.append(event)
         touched = {event.stream for event in events}
-        if "log.redacted" in {
-            event.type for event in events
-        }:  # what is kept may hold what was erased
+        if "log.redacted" in [event.type for event in events]:
+            # What is kept may hold what was erased.
             self.reset(events[-1].seq + 1)
             if self.erased is not None:
                 self.erased()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from app.events.codec import PayloadError, decode
+from app.events.catalogue import Payload
+from app.events.codec import readable
 from app.events.envelope import Event, thread_stream
 from app.events.store import EventStore
 from app.projections.fold_requests import HANDLERS
@@ -35,6 +36,7 @@ __all__ = [
     "derive_title",
     "empty",
     "load",
+    "take",
 ]
 
 PAGE = 2000
@@ -56,11 +58,12 @@ def apply(state: ThreadState, event: Event) -> None:
     Never refuses an event: one of an unknown type, with a payload that cannot be read (redacted),
     about an unknown id, or illegal in its subject's state moves only the position.
     """
+    take(state, event, readable(event))
+
+
+def take(state: ThreadState, event: Event, payload: Payload | None) -> None:
+    """The same as `apply` where the payload was read before; None: it could not be."""
     _move(state, event, event)
-    try:
-        payload = decode(event)
-    except (PayloadError, UnicodeDecodeError):
-        return
     handler = HANDLERS.get(type(payload))
     if handler is not None:
         handler(state, event, payload)

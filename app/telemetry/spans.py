@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from app.events import catalogue as c
-from app.events.codec import PayloadError, decode
+from app.events.codec import readable
 from app.events.envelope import Event, thread_of
 from app.telemetry import attributes, context
 from app.telemetry.attributes import Attributes
@@ -107,7 +107,7 @@ class Fold:
         kind = _ENDS.get(event.type)
         if kind is None:
             return False
-        payload = _decoded(event)
+        payload = readable(event)
         return payload is not None and self._key(event, kind, payload) not in self._open
 
     def apply(self, event: Event) -> list[Span]:
@@ -117,7 +117,7 @@ class Fold:
             The spans that end with it, the inner ones first.
 
         """
-        payload = _decoded(event)
+        payload = readable(event)
         match payload:
             case None:
                 return []
@@ -234,11 +234,3 @@ def _closed(span: _Open, end: int, found: Attributes, error: str | None) -> Span
         error=error,
         marks=tuple(span.marks),
     )
-
-
-def _decoded(event: Event) -> Any:
-    try:
-        payload = decode(event)
-    except (PayloadError, UnicodeDecodeError):
-        return None
-    return payload if isinstance(payload, c.Payload) else None

@@ -18,7 +18,7 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
-from app.engine.models.linear import Linear
+from app.engine.models.linear import Linear, onednn
 from app.errors import StartupError
 
 __all__ = ["InvariantLinears", "cancelling", "padded", "refusal", "sizes"]
@@ -122,10 +122,7 @@ def _ways(weight: torch.Tensor, bias: torch.Tensor | None) -> dict[bool, Callabl
         run = torch.ops.mkldnn._linear_pointwise
         return lambda x: run(x, reordered, bias, "none", [], "")
 
-    available = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-    if weight.dtype == torch.bfloat16:
-        available = available and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return {False: plain, True: packed} if available else {False: plain}
+    return {False: plain, True: packed} if onednn(weight.dtype) else {False: plain}
 
 
 class _InvariantLinear(Linear):

@@ -5,19 +5,21 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-__all__ = ["Linear", "packs"]
+__all__ = ["Linear", "onednn", "packs"]
 
 _ROWS_HINT = 32
 
 
 def packs(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether weights are kept in oneDNN's own layout: bfloat16 on CPUs that it is made for."""
-    return (
-        device.type == "cpu"
-        and dtype == torch.bfloat16
-        and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-        and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    )
+    return device.type == "cpu" and dtype == torch.bfloat16 and onednn(dtype)
+
+
+def onednn(dtype: torch.dtype) -> bool:
+    """Whether oneDNN is there, and made for numbers of this type on this CPU."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class Linear:

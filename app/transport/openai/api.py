@@ -16,7 +16,7 @@ from app.chat.admission import RETRY_SECONDS
 from app.chat.runtime import Runtime
 from app.config import Config
 from app.engine.frames import Ready
-from app.engine.hub import KNOWN, find
+from app.engine.hub import KNOWN, find, known_as
 from app.engine.tokenizer import Tokenizer
 from app.errors import StartupError
 from app.events.catalogue import RequestQueued, WorkerStarted
@@ -31,6 +31,7 @@ from app.transport.openai.fields import parse, plain
 from app.transport.openai.library import Shelf
 from app.transport.openai.logprobs import Spell
 from app.transport.openai.models import Model, chosen
+from app.transport.openai.params import sender
 from app.transport.openai.reply import Answer, Reply
 from app.transport.openai.tokens import prompt_ids
 
@@ -131,11 +132,11 @@ class Api:
         configured = self.source.config.engine
         found: dict[str, Model] = {}
         for loaded in self.source.offered:
-            known = next((m.name for m in KNOWN.values() if m.path.name == loaded.model), None)
+            known = known_as(loaded.model)
+            name = known.name if known else loaded.model
             also = (configured.model,) if configured.enabled else ()
             found.setdefault(
-                loaded.model,
-                Model(known or loaded.model, loaded.model, loaded.context, self._since, also),
+                loaded.model, Model(name, loaded.model, loaded.context, self._since, also)
             )
         return list(found.values())
 
@@ -181,7 +182,7 @@ class Api:
         own = find(configured)
         if own is not None and root in (None, own.name, configured):
             return own
-        known = next((m for m in KNOWN.values() if m.path.name == root), None)
+        known = known_as(root)
         path = known.path if known else None
         if path is None or not path.is_file():
             raise ApiError(
@@ -231,15 +232,12 @@ class Api:
 
     def origin(self, request: Request, body: Any) -> dict[str, Any]:
         """What the log keeps of how a request came."""
-        found = {
-            "user": body.user or body.safety_identifier,
-            "metadata": body.metadata or None,
-            **{name: request.headers.get(name) for name in FORWARDED},
-        }
+        found = sender(body)
+        found |= {name: request.headers[name] for name in FORWARDED if name in request.headers}
         trace = request.headers.get(context.HEADER)
         if context.parse(trace) is not None:
             found[context.HEADER] = trace
-        return {name: value for name, value in found.items() if value is not None}
+        return found
 
     async def admit(self, principal: Principal, requests: Sequence[RequestQueued]) -> None:
         """Go on if there is room in the queue, and nobody is overtaken who must not be.

@@ -13,11 +13,11 @@ from typing import Any
 
 from app.chat.jobs import FROM_API, running
 from app.events import catalogue as c
-from app.events.codec import PayloadError, Unknown, decode
+from app.events.codec import readable
 from app.events.envelope import Event
 from app.events.ids import public_id, uuid7
 from app.events.lifecycle import TERMINAL
-from app.projections.state import MessageState, apply, empty
+from app.projections.state import MessageState, empty, take
 from app.transport.openai.call import failure
 from app.transport.openai.errors import refusal
 from app.transport.openai.logprobs import Spell
@@ -62,12 +62,9 @@ class Conversation:
         self._order: list[tuple[Event, c.Payload]] = []
         self._removed: set[str] = set()
         for event in events:
-            apply(self.state, event)
-            try:
-                payload = decode(event)
-            except (PayloadError, UnicodeDecodeError):
-                continue
-            if not isinstance(payload, Unknown):
+            payload = readable(event)
+            take(self.state, event, payload)
+            if payload is not None:
                 self._note(event, payload)
 
     @property

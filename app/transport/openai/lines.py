@@ -18,7 +18,7 @@ from app.transport.openai import chat, completions, embeddings, responses
 from app.transport.openai.errors import ApiError, refusal
 from app.transport.openai.fields import misshapen, parse
 from app.transport.openai.logprobs import Spell
-from app.transport.openai.params import StreamOptions
+from app.transport.openai.params import StreamOptions, sender
 from app.transport.openai.reply import Answer
 from app.transport.openai.response import ResponseAnswer
 
@@ -135,9 +135,7 @@ def plan(
     if getattr(body, "stream", False):
         raise refusal("stream", "a line of a batch is answered whole, not as a stream")
     name, body.model = choose(body.model)
-    said = {"user": body.user or body.safety_identifier, "metadata": body.metadata or None}
-    about = {key: value for key, value in said.items() if value is not None} | (origin or {})
-    return kind.plan(body, name, created, deadline, about)
+    return kind.plan(body, name, created, deadline, sender(body) | (origin or {}))
 
 
 def named(requests: Sequence[RequestQueued], names: Sequence[str]) -> list[RequestQueued]:

@@ -13,15 +13,14 @@ import msgspec
 
 from app.engine.child import Child
 from app.engine.flow import Outcome, complete
-from app.engine.frames import Add
-from app.engine.hub import KNOWN
+from app.engine.frames import Add, asked
+from app.engine.hub import known_as
 from app.engine.tokenizer import Tokenizer
 from app.errors import InputError
 from app.events.catalogue import (
     RequestEmbedded,
     RequestFailed,
     RequestFinished,
-    RequestQueued,
     Timings,
     TokensGenerated,
 )
@@ -181,7 +180,13 @@ class Offline:
                 continue
             self._waiting[line.number] = _Waiting(line, planned)
             for index, queued in enumerate(planned.requests):
-                yield _add(queued, f"{line.number}.{index}")
+                yield asked(
+                    queued,
+                    f"{line.number}.{index}",
+                    queued.params,
+                    priority=queued.priority,
+                    salt=queued.salt,
+                )
 
     def _choose(self, name: str | None) -> tuple[str, str | None]:
         model = chosen([self._model], name)
@@ -220,23 +225,9 @@ class Offline:
 def model_of(child: Child, configured: str) -> Model:
     """The model that a core has loaded, under all its names."""
     ready = child.ready
-    known = next((m.name for m in KNOWN.values() if m.path.name == ready.model), None)
-    return Model(known or ready.model, ready.model, ready.context, int(time.time()), (configured,))
-
-
-def _add(queued: RequestQueued, name: str) -> Add:
-    return Add(
-        request=name,
-        params=queued.params,
-        messages=queued.messages,
-        text=queued.text,
-        prompt=queued.prompt,
-        priority=queued.priority,
-        salt=queued.salt,
-        tools=queued.tools,
-        template=queued.template,
-        embed=queued.embed,
-    )
+    known = known_as(ready.model)
+    name = known.name if known else ready.model
+    return Model(name, ready.model, ready.context, int(time.time()), (configured,))
 
 
 def _payloads(outcome: Outcome) -> Iterator[TokensGenerated | RequestEmbedded | RequestFinished]:

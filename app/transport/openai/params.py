@@ -14,7 +14,14 @@ from app.errors import InputError
 from app.events.catalogue import SamplingParams
 from app.transport.openai.errors import ApiError, of, refusal
 
-__all__ = ["MAX_CHOICES", "Sampling", "StreamOptions", "sampling", "template_variables"]
+__all__ = [
+    "MAX_CHOICES",
+    "Sampling",
+    "StreamOptions",
+    "sampling",
+    "sender",
+    "template_variables",
+]
 
 MAX_CHOICES = 128
 """Most answers to one HTTP request."""
@@ -58,6 +65,12 @@ class Sampling(msgspec.Struct, kw_only=True):
     metadata: dict[str, Any] = {}
     structured_outputs: dict[str, Any] | None = None
     skip_special_tokens: bool = True
+
+
+def sender(body: Any) -> dict[str, Any]:
+    """What a body says of who sends it, and what is to be kept with it."""
+    given = {"user": body.user or body.safety_identifier, "metadata": body.metadata or None}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def sampling(body: Sampling, **more: Any) -> SamplingParams:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from app.config import EngineConfig, StreamConfig
+from app.engine.frames import Ready
 from app.engine.host import EngineHost
 from app.events import codec
 from app.events.catalogue import (
@@ -32,6 +33,22 @@ PATIENCE = 90.0
 """Seconds after which a test gives up waiting; the machine may be busy with other things."""
 
 STORY = "Tell me a long story about a dog and a boat."
+
+READY = Ready(
+    model="m",
+    weights="w",
+    architecture="a",
+    device="cpu",
+    dtype="float32",
+    threads=1,
+    context=100,
+    blocks=8,
+    block_size=16,
+    parameters=1,
+    load_time=0.0,
+    eos=[0],
+)
+"""What a small core loaded, where none runs."""
 
 
 class Result:

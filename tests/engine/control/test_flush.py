@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from app.config import StreamConfig
 from app.engine.flush import Answer, Flusher
-from app.engine.frames import Output, Ready, Started
+from app.engine.frames import Output, Started
 from app.engine.recovery import History, Strikes, history, queued
 from app.events import codec
 from app.events.catalogue import (
@@ -26,22 +26,8 @@ from app.events.catalogue import (
 from app.events.envelope import Event, request_stream
 from app.events.memory import MemoryStore
 from app.events.store import Append, Claimed, Closed, Fenced, Outcome
-from tests.engine.control.lab import Result
+from tests.engine.control.lab import READY, Result
 
-READY = Ready(
-    model="m",
-    weights="w",
-    architecture="a",
-    device="cpu",
-    dtype="float32",
-    threads=1,
-    context=100,
-    blocks=8,
-    block_size=16,
-    parameters=1,
-    load_time=0.0,
-    eos=[0],
-)
 EVENT = Event(
     seq=3,
     stream="request/r",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from app.engine.blocks import BlockManager
 from app.engine.flush import Answer
-from app.engine.frames import Failed, Output, Preempted, Ready, Started
+from app.engine.frames import Failed, Output, Preempted, Started
 from app.engine.recovery import History
 from app.engine.sampling import SamplingParams
 from app.engine.scheduler import Sampled, Scheduler
@@ -15,6 +16,7 @@ from app.events import codec
 from app.events.catalogue import RequestEmbedded, RequestFinished, RequestStarted, Usage
 from app.events.envelope import Event
 from app.events.store import Claimed
+from tests.engine.control.lab import READY
 
 SIZE = 4
 
@@ -124,26 +126,11 @@ def test_vector_and_end_are_one_append() -> None:
         cause=None,
         data=b"{}",
     )
-    ready = Ready(
-        model="m",
-        weights="w",
-        architecture="a",
-        device="cpu",
-        dtype="float32",
-        threads=1,
-        context=100,
-        blocks=8,
-        block_size=16,
-        parameters=1,
-        load_time=0.0,
-        eos=[0],
-        pooling="last",
-    )
     answer = Answer(
         Claimed("r", "request/r", 1, queued),
         History(waiting_since=queued.time),
         worker="w",
-        model=ready,
+        model=msgspec.structs.replace(READY, pooling="last"),
         max_tokens=4,
     )
     answer.start(Started(request="r/1", prompt_tokens=5, cached_tokens=2, time=3.0))
