@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,3 +86,15 @@ def test_files_and_functions_stay_small(path: Path) -> None:
 def test_every_module_says_what_it_is() -> None:
     bare = [str(p) for p in FILES if not ast.get_docstring(ast.parse(p.read_text()))]
     assert not bare, f"without a docstring: {bare}"
+
+
+def test_only_the_core_loads_torch() -> None:
+    # It takes seconds and hundreds of MB, on an event loop that has chats to serve.
+    code = (
+        "import sys\n"
+        "import app.cli, app.transport.server, app.engine.structured\n"
+        "from app.events.catalogue import Structured\n"
+        "app.engine.structured.check(Structured(regex='a+'))\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

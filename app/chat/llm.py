@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import msgspec
 
 from app.chat.context import Context, current
 from app.chat.errors import LLMError
-from app.engine.sampling import validate
+from app.chat.sampling import Sampling, sampling_params
 from app.errors import InputError
 from app.events.catalogue import (
     ChatMessage,
@@ -22,7 +21,6 @@ from app.events.catalogue import (
     RequestFailed,
     RequestFinished,
     RequestQueued,
-    SamplingParams,
     StepCompleted,
     StepFailed,
     StepStarted,
@@ -184,54 +182,33 @@ class LLM:
 
     def chat(
         self,
-        messages: str | Sequence[dict[str, Any] | ChatMessage | Message],
+        messages: str | Sequence[dict[str, Any] | dict[str, str] | ChatMessage | Message],
         *,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        presence_penalty: float = 0.0,
-        frequency_penalty: float = 0.0,
-        min_tokens: int = 0,
-        stop_token_ids: Sequence[int] = (),
-        ignore_eos: bool = False,
         model: str | None = None,
         priority: int = 0,
         timeout: float | None = None,
+        **sampling: Unpack[Sampling],
     ) -> Generation:
         """Answer a conversation, rendered by the model's own chat template.
 
         Args:
             messages: Turns as ``{"role": ..., "content": ...}`` or `Message`, or one user's text.
-            temperature, max_tokens: None takes the settings ``chat.temperature`` and
-                ``chat.max_tokens``.
-            seed: None draws one, which is recorded.
-            stop: Strings that end the answer and are not in it.
-            top_p, top_k, min_p: Cut the distribution; 1, 0 and 0 are off.
-            repetition_penalty, presence_penalty, frequency_penalty: Against repetition.
-            min_tokens: No end before so many.
-            stop_token_ids: Tokens that end the answer.
-            ignore_eos: Go on after the model's own end token.
             model: Only a worker with this model; None takes any.
             priority: A larger one runs earlier.
             timeout: Seconds from queueing until it fails with code ``timeout``.
+            sampling: `Sampling`.
 
         Raises:
-            InputError: An argument is out of range; ``field`` names it.
+            InputError: An argument is unknown, of the wrong type or out of range; ``field`` names
+                it.
 
         """
-        params = _params(
-            current(), temperature, max_tokens, seed, stop, top_p=top_p, top_k=top_k, min_p=min_p,
-            repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty, min_tokens=min_tokens,
-            stop_token_ids=tuple(stop_token_ids), ignore_eos=ignore_eos,
-        )  # fmt: skip
         queued = RequestQueued(
-            request=uuid7(), params=params, messages=turns(messages), model=model, priority=priority
+            request=uuid7(),
+            params=sampling_params(current().chat, sampling),
+            messages=turns(messages),
+            model=model,
+            priority=priority,
         )
         return Generation(queued, timeout=_timeout(timeout))
 
@@ -239,21 +216,20 @@ class LLM:
         self,
         prompt: str,
         *,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
         model: str | None = None,
         priority: int = 0,
         timeout: float | None = None,
-        **sampling: Any,
+        **sampling: Unpack[Sampling],
     ) -> Generation:
         """Continue a raw text, without a chat template. Arguments as for `chat`."""
         if not isinstance(prompt, str) or not prompt:
             raise InputError("must be a text that is not empty", field="prompt")
-        params = _params(current(), temperature, max_tokens, seed, stop, **sampling)
         queued = RequestQueued(
-            request=uuid7(), params=params, text=prompt, model=model, priority=priority
+            request=uuid7(),
+            params=sampling_params(current().chat, sampling),
+            text=prompt,
+            model=model,
+            priority=priority,
         )
         return Generation(queued, timeout=_timeout(timeout))
 
@@ -294,28 +270,6 @@ def _turn(message: Any, field: str) -> ChatMessage:
         if not isinstance(value, str):
             raise InputError(f"must be a str, not {type(value).__name__}", field=f"{field}.{key}")
     return ChatMessage(role=role, content=content, name=name)  # type: ignore[arg-type]
-
-
-def _params(
-    ctx: Context,
-    temperature: float | None,
-    max_tokens: int | None,
-    seed: int | None,
-    stop: str | Sequence[str] | None,
-    **sampling: Any,
-) -> SamplingParams:
-    try:
-        params = SamplingParams(
-            temperature=ctx.chat.temperature if temperature is None else temperature,
-            max_tokens=ctx.chat.max_tokens if max_tokens is None else max_tokens,
-            seed=secrets.randbits(63) if seed is None else seed,
-            stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
-            **sampling,
-        )
-    except TypeError as error:
-        raise InputError(str(error), field="llm") from None
-    validate(params, prefix="llm")
-    return params
 
 
 def _timeout(seconds: float | None) -> float | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Bits", "has", "less", "members", "restrict", "words"]
 
@@ -52,6 +54,8 @@ def restrict(scores: torch.Tensor, sets: Mapping[int, Bits]) -> None:
         for row, bits in sets.items():  # one after the other, so that all stays in the cache
             rows[row] += _ADDENDS.take(bits, axis=0).reshape(-1)[: scores.shape[1]]
     elif sets:
+        import torch  # only here: who checks a form, as every edge does, goes without it
+
         addends = _ADDENDS.take(np.stack(list(sets.values())), axis=0).reshape(len(sets), -1)
         index = torch.tensor(list(sets), device=scores.device)
         scores[index] += torch.from_numpy(addends[:, : scores.shape[1]]).to(scores.device)

@@ -12,8 +12,10 @@ import pytest
 import app as el
 from app.chat.app import builtin, load
 from app.chat.hooks import ChatApp
+from app.chat.sampling import Sampling
 from app.config import ChatConfig, EngineConfig
 from app.engine.host import EngineHost
+from app.engine.sampling import SamplingParams
 from app.errors import InputError
 from app.events.ids import uuid7
 from app.events.open import open_store
@@ -70,6 +72,12 @@ async def engine(model: str) -> AsyncIterator[tuple[EventStore, EngineHost]]:
         ({"messages": "x", "top_p": 0}, "llm.top_p"),
         ({"messages": "x", "seed": -1}, "llm.seed"),
         ({"messages": "x", "timeout": 0}, "timeout"),
+        ({"messages": "x", "temprature": 1}, "llm.temprature"),
+        ({"messages": "x", "top_p": "high"}, "llm.top_p"),
+        ({"messages": "x", "stop_token_ids": ["<s>"]}, "llm.stop_token_ids[0]"),
+        ({"messages": "x", "logit_bias": {"yes": 1}}, "llm.logit_bias"),
+        ({"messages": "x", "logprobs": 21}, "llm.logprobs"),
+        ({"messages": "x", "structured": el.Structured(regex="(")}, "llm.structured.regex"),
     ],
 )
 async def test_bad_arguments_are_named(
@@ -87,6 +95,36 @@ async def test_bad_arguments_are_named(
         await c.ask(thread)
         assert [error.field for error in caught] == [field]
         assert "request.queued" not in await c.types(thread)
+
+
+async def test_whatever_can_be_asked_of_the_engine_is_queued(
+    store: EventStore, thread: str
+) -> None:
+    form = el.Structured(choice=("yes", "no"))
+
+    async def on_message() -> None:
+        every = {"min_p": 0.1, "min_tokens": 2, "stop_token_ids": [3], "ignore_eos": True}
+        generation = el.llm.chat(
+            "Is it?", stop=["a", "b"], logit_bias={5: -100}, logprobs=2, prompt_logprobs=0,
+            structured=form, processors={"calm": {"strength": 2}}, **every,  # type: ignore[arg-type]
+        )  # fmt: skip
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await generation
+
+    async with serving(store, app_of(on_message=on_message)) as chat:
+        await chat.ask(thread)
+        (queued,) = await chat.payloads(thread, "request.queued")
+    params = queued.params
+    assert (params.min_p, params.min_tokens, params.ignore_eos) == (0.1, 2, True)
+    assert (params.stop, params.stop_token_ids) == (("a", "b"), (3,))
+    assert (params.logit_bias, params.logprobs, params.prompt_logprobs) == ({5: -100.0}, 2, 0)
+    assert (params.structured, params.processors) == (form, {"calm": {"strength": 2}})
+    assert params.temperature == ChatConfig().temperature and params.seed is not None
+
+
+def test_every_parameter_of_the_engine_is_a_keyword_of_llm() -> None:
+    assert set(Sampling.__annotations__) == set(SamplingParams.__struct_fields__)
 
 
 async def test_a_bound_message_and_its_request_are_one_append(
@@ -177,6 +215,10 @@ def every_way(seen: dict[str, object]) -> ChatApp:
             s.output = await el.llm.complete("1, 2, 3, 4,", max_tokens=8, temperature=0, stop=", 7")
             seen["complete"] = s.output
 
+        seen["form"] = await el.llm.chat(
+            "What is the capital of France?", structured=el.Structured(choice=("London", "Paris"))
+        )
+
         forwarded = el.Message()
         async for piece in el.llm.chat("Say hi.", temperature=0.8, seed=5, max_tokens=10):
             await forwarded.stream_token(piece)
@@ -210,13 +252,14 @@ async def test_every_way_to_ask_the_model(engine: Engine, thread: str) -> None:
     assert "".join(seen["pieces"]) == seen["again"] == content  # type: ignore[arg-type]
     assert isinstance(seen["complete"], str) and " 5" in seen["complete"]
     assert "7" not in seen["complete"]
+    assert seen["form"] in ("London", "Paris")
     assert seen["error"] == "context"
     bound, forwarded = [m for m in state.messages if m.role == "assistant"][:2]
     assert (bound.content, bound.status) == (content, "done")
     assert (forwarded.content, forwarded.request) == (seen["forwarded"], None)
     assert state.steps[0].request in {r.id for r in state.requests}
     assert types.count("message.completed") == 1  # the forwarded one; the bound one has none
-    assert [r.state for r in state.requests].count("finished") == 8
+    assert [r.state for r in state.requests].count("finished") == 9
 
 
 @pytest.mark.model
