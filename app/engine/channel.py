@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import msgspec
 
 from app.engine.frames import FromCore, ToCore
+from app.errors import InputError
 
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["MAX_FRAME", "Channel", "Decoder", "StreamChannel", "encode"]
+__all__ = ["MAX_FRAME", "Channel", "Decoder", "StreamChannel", "encode", "packed"]
 
 MAX_FRAME = 64 * 1024 * 1024
 """Bytes of the largest frame; a longer one means that the two sides lost step."""
@@ -38,6 +39,22 @@ def encode(frames: Iterable[msgspec.Struct]) -> bytearray:
         _encoder.encode_into(frame, out, start + _HEAD)
         out[start : start + _HEAD] = (len(out) - start - _HEAD).to_bytes(_HEAD)
     return out
+
+
+def packed(frame: ToCore) -> bytearray:
+    """Encode a frame whose content others chose.
+
+    Raises:
+        InputError: It cannot be sent.
+
+    """
+    try:
+        data = encode((frame,))
+    except (OverflowError, RecursionError) as error:
+        raise InputError(f"it cannot be sent to the engine: {error}") from None
+    if len(data) - _HEAD > MAX_FRAME:
+        raise InputError(f"it is longer than {MAX_FRAME} bytes")
+    return data
 
 
 class Decoder(Generic[T]):
@@ -127,9 +144,13 @@ class StreamChannel:
         self._decoder: Decoder[FromCore] = Decoder(FromCore)
 
     def send(self, frame: ToCore) -> None:
-        """Queue a frame; lost without an error if the core is gone (the reader notices that)."""
+        """Encode and queue a frame."""
+        self.write(encode((frame,)))
+
+    def write(self, data: bytearray) -> None:
+        """Queue encoded frames; lost without an error if the core is gone (the reader notices)."""
         if not self._writer.is_closing():
-            self._writer.write(encode((frame,)))
+            self._writer.write(data)
 
     async def receive(self) -> list[FromCore]:
         """Wait for frames; an empty list means that the core is gone."""

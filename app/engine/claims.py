@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from app.config import StreamConfig
-from app.engine.channel import MAX_FRAME, encode
+from app.engine.channel import packed
 from app.engine.flush import Answer, Flusher
 from app.engine.frames import (
     Add,
@@ -67,7 +68,7 @@ class Claims:
         self._strikes = Strikes()
         self._answers: dict[str, Answer] = {}  # by key: claimed and not ended
         self._by_request: dict[str, Answer] = {}
-        self._parked: dict[str, Add] = {}  # by key: not yet sent to the core
+        self._parked: dict[str, bytearray] = {}  # by key: frames not yet sent to the core
         self._priorities: dict[str, int] = {}  # by key
 
     def __len__(self) -> int:
@@ -98,36 +99,29 @@ class Claims:
         core = self.core
         if core is None:
             return  # the crash gives it back
-        payload: RequestQueued | None = None
-        past = History(waiting_since=claim.queued.time)
-        code, message = "error", ""
-        try:
-            payload = queued(claim)
-            validate(payload.params, form=False)  # that was done before it was queued
-            past = await history(self._store, claim)
-        except InputError as error:
-            code, message = "invalid", str(error)
-        except (codec.PayloadError, ValueError) as error:
-            message = f"it cannot be read back from the log: {error}"
-        answer = Answer(
+        began = partial(
+            Answer,
             claim,
-            past,
             worker=self._worker,
             model=core.ready,
             max_tokens=self._max_tokens,
             waited=waited,
         )
-        if payload is not None and not message:
-            frame = _add(answer, claim, payload, private=self._private)
-            code, message = "invalid", _unfit(frame)
-        if payload is None or message:
-            answer.fail(code, message)
-            self.flusher.touch(answer)
-            return
-        self._answers[answer.key] = self._by_request[answer.request] = answer
-        self._priorities[answer.key] = payload.priority
-        self._parked[answer.key] = frame
-        self._send_parked()
+        answer = began(History(waiting_since=claim.queued.time))
+        try:
+            payload = queued(claim)
+            validate(payload.params, form=False)  # that was done before it was queued
+            answer = began(await history(self._store, claim))
+            frame = packed(_add(answer, claim, payload, private=self._private))
+        except InputError as error:
+            self._fail(answer, "invalid", str(error))
+        except (codec.PayloadError, ValueError) as error:
+            self._fail(answer, "error", f"it cannot be read back from the log: {error}")
+        else:
+            self._answers[answer.key] = self._by_request[answer.request] = answer
+            self._priorities[answer.key] = payload.priority
+            self._parked[answer.key] = frame
+            self._send_parked()
 
     def handle(self, frame: FromCore) -> None:
         """Take in what the core says."""
@@ -175,11 +169,15 @@ class Claims:
         self._strikes.crashed(answers)
         for answer in answers:
             if self._strikes.poison(answer.request):
-                answer.fail("error", f"the engine crashed {Strikes.POISON} times on it: {reason}")
-                self.flusher.touch(answer)
+                often = f"the engine crashed {Strikes.POISON} times on it: {reason}"
+                self._fail(answer, "error", often)
                 self._strikes.forget(answer.request)
             self._release(answer)
         return [answer.request for answer in answers]
+
+    def _fail(self, answer: Answer, code: str, message: str) -> None:
+        answer.fail(code, message)
+        self.flusher.touch(answer)
 
     def _stepped(self, step: Step) -> None:
         answers, touch, now = self._answers, self.flusher.touch, step.time
@@ -202,7 +200,7 @@ class Claims:
             alone = self._strikes.suspect(self._answers[key].request)
             if others and (alone or self._suspect_runs()):
                 return  # nobody overtakes it, or it would wait for ever
-            core.send(self._parked.pop(key))
+            core.write(self._parked.pop(key))
 
     def _suspect_runs(self) -> bool:
         return any(
@@ -236,15 +234,6 @@ class Claims:
         if self._parked:
             self._send_parked()
         self._freed()
-
-
-def _unfit(frame: Add) -> str:
-    """Why a request cannot be sent to the core; empty if it can."""
-    try:
-        size = len(encode((frame,)))
-    except (OverflowError, RecursionError) as error:
-        return f"it cannot be sent to the engine: {error}"
-    return "" if size <= MAX_FRAME else f"it is longer than {MAX_FRAME} bytes"
 
 
 def _add(answer: Answer, claim: Claimed, payload: RequestQueued, *, private: bool) -> Add:

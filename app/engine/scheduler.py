@@ -302,13 +302,15 @@ class Scheduler:
         Not more than can be computed in a step: what gave way could have gone on until then.
         """
         while self._running and (entry := self._waiting.first()) is not None:
-            (rank, *_), sequence = entry
+            key, sequence = entry
+            rank = key[0]
             behind = sum(len(s.tokens) - s.computed for _, s in self._running)
             if rank >= self._running[-1][0][0] or behind - len(self._running) >= self.max_tokens:
                 return
             if self.blocks.awaits(sequence) or not self._displace(rank, sequence):
                 return
-            self._enter(*self._waiting.pop(), now)
+            self._waiting.take(key, sequence)
+            self._enter(key, sequence, now)
 
     def _displace(self, rank: int, sequence: Sequence) -> bool:
         """Give a sequence blocks and a place in the batch; False if lower ranks have too few."""
@@ -329,7 +331,8 @@ class Scheduler:
             key, sequence = entry
             if self.blocks.awaits(sequence):  # as long as others compute its prompt, at most
                 sequence.waits = "prefix"
-                apart.append(self._waiting.pop())
+                self._waiting.take(key, sequence)
+                apart.append(entry)
                 continue
             # A block for each running sequence stays free, or the newcomer would soon be
             # preempted again. Nobody overtakes the first in line, so it cannot starve.
@@ -340,7 +343,7 @@ class Scheduler:
             elif not self.blocks.allocate(sequence, reserve=len(self._running)):
                 sequence.waits = "blocks"
             else:
-                self._waiting.pop()
+                self._waiting.take(key, sequence)
                 self._enter(key, sequence, now)
                 left = len(sequence.tokens) - sequence.computed
                 works.append(Work(sequence, sequence.computed, min(left, budget)))

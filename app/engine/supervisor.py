@@ -76,6 +76,10 @@ class CoreProcess:
         """Queue a frame for the core."""
         self._channel.send(frame)
 
+    def write(self, data: bytearray) -> None:
+        """Queue frames for the core that are encoded already."""
+        self._channel.write(data)
+
     async def receive(self) -> list[FromCore]:
         """Wait for frames; an empty list means that the core ended or is about to."""
         frames, self._early = self._early or await self._channel.receive(), []

@@ -83,17 +83,13 @@ class Waiting:
             del self._lines[rank]
         return None
 
-    def pop(self) -> tuple[Key, Sequence]:
-        """Take out who is next; there is somebody."""
-        entry = self.first()
-        assert entry is not None
-        key, sequence = entry
+    def take(self, key: Key, sequence: Sequence) -> None:
+        """Take out who is next, as `first` has just returned it."""
         heapq.heappop(self._lines[key[0]][self._tenant(sequence.tenant)])
         self.left(sequence)
-        return entry
 
     def left(self, sequence: Sequence) -> None:
-        """A sequence waits no more; if it was not popped, its state is `State.ENDED`."""
+        """A sequence waits no more; if it was not taken, its state is `State.ENDED`."""
         tenant = self._last = self._tenant(sequence.tenant)
         self._counts[tenant] -= 1
         if not self._counts[tenant]:

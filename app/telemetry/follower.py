@@ -16,6 +16,7 @@ from typing import Protocol
 import anyio
 from anyio.abc import TaskStatus
 
+from app.events.codec import readable
 from app.events.envelope import Event
 from app.events.store import EventStore, StoreClosed, StoreError
 from app.projections.threads import in_thread
@@ -160,9 +161,12 @@ class Telemetry:
         head = await self._store.head()
         events = await self._store.fetch(after=after, until=head, types=TYPES, limit=EVENTS)
         for event in events:
-            if self._fold.missing(event) and event.stream not in self._looked:
+            payload = readable(event)
+            if payload is None:
+                continue
+            if event.stream not in self._looked and self._fold.missing(event, payload):
                 await self._look_up(event)
-            self._spans += self._fold.apply(event)
+            self._spans += self._fold.apply(event, payload)
         more = len(events) == EVENTS
         self._read = events[-1].seq if more else head
         return more
@@ -180,7 +184,8 @@ class Telemetry:
             if not events:
                 return
             for earlier in events:
-                self._fold.apply(earlier)
+                if (payload := readable(earlier)) is not None:
+                    self._fold.apply(earlier, payload)
             after = events[-1].version
 
     async def _deliver(self) -> None:

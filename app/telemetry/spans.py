@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 
 from app.events import catalogue as c
-from app.events.codec import readable
 from app.events.envelope import Event, thread_of
 from app.telemetry import attributes, context
 from app.telemetry.attributes import Attributes
@@ -99,28 +98,26 @@ class Fold:
         """How many spans are open."""
         return len(self._open)
 
-    def missing(self, event: Event) -> bool:
+    def missing(self, event: Event, payload: c.Payload) -> bool:
         """Whether an event ends something whose beginning was not seen, or is forgotten.
 
         Then the stream must be folded from its first event on, up to this one.
         """
         kind = _ENDS.get(event.type)
-        if kind is None:
-            return False
-        payload = readable(event)
-        return payload is not None and self._key(event, kind, payload) not in self._open
+        return kind is not None and self._key(event, kind, payload) not in self._open
 
-    def apply(self, event: Event) -> list[Span]:
-        """Take in an event; one that is odd changes nothing.
+    def apply(self, event: Event, payload: c.Payload) -> list[Span]:
+        """Take in an event of `TYPES`; one that is odd changes nothing.
+
+        Args:
+            event: As the log has it.
+            payload: Its payload, decoded; those that are not readable are passed over.
 
         Returns:
             The spans that end with it, the inner ones first.
 
         """
-        payload = readable(event)
         match payload:
-            case None:
-                return []
             case c.RunStarted():
                 self._begin_run(event, payload)
             case c.StepStarted():

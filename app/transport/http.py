@@ -25,7 +25,9 @@ from app.transport.auth import Auth, authenticate
 from app.transport.door import Door
 from app.transport.items import ItemCache
 from app.transport.metrics import MetricsPage
-from app.transport.openai import routes as openai
+from app.transport.openai.api import Api
+from app.transport.openai.api import Source as ApiSource
+from app.transport.openai.routes import routes as openai_routes
 from app.transport.origin import Gate
 from app.transport.problem import HANDLERS, number, problem
 from app.transport.static import StaticFiles
@@ -58,8 +60,13 @@ class Info(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
 
 
-class Source(openai.Source, Protocol):
+class Source(ApiSource, Protocol):
     """What the routes show."""
+
+    @property
+    def api(self) -> Api:
+        """What the endpoints under ``/v1`` share."""
+        ...
 
     @property
     def views(self) -> Views:
@@ -120,7 +127,7 @@ def application(source: Source, gate: Gate, files: StaticFiles | None = None) ->
         routes=[
             *pages,
             *keys_api.routes(source.auth, source.store),
-            *openai.routes(source),
+            *openai_routes(source.api),
         ],
         exception_handlers=HANDLERS,
     )

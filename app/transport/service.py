@@ -99,7 +99,8 @@ class Service:
         self.auth = Auth(store, required=needed(config.server.auth, config.server.host))
         self.calls = Active()
         self.shelf = Shelf(store)
-        self.batches = BatchKeeper(Api(self), self.shelf, objects, runtime.presence)
+        self.api = Api(self)
+        self.batches = BatchKeeper(self.api, self.shelf, objects, runtime.presence)
         self.edge = Edge(store, runtime, self.auth, self.welcome, self.standing)
         self.owners = self.edge.owners
         self.cache = self.edge.cache

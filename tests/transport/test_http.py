@@ -152,7 +152,7 @@ async def test_somebody_elses_thread_is_not_shown(service: Service) -> None:
 async def test_a_bug_is_500_and_says_nothing_of_itself(service: Service) -> None:
     class Broken:
         def __getattr__(self, name: str) -> object:
-            if name in ("store", "views", "owners", "cache", "auth", "metrics"):
+            if name in ("store", "views", "owners", "cache", "auth", "metrics", "api"):
                 return getattr(service, name)
             raise ZeroDivisionError("secret")
 

@@ -18,6 +18,7 @@ from schemathesis import checks
 from schemathesis.specs.openapi import checks as openapi
 
 from app.transport.http import application
+from app.transport.openai.api import Api
 from app.transport.openapi import OPERATIONS, document
 from app.transport.origin import Gate
 from tests.support.server import Server, running
@@ -47,6 +48,7 @@ def test_it_has_every_route() -> None:
     source: Any = SimpleNamespace(
         store=None, auth=SimpleNamespace(keys=None), metrics=SimpleNamespace(page=None)
     )
+    source.api = Api(source)
     guard: Any = application(source, Gate("127.0.0.1", []))
     served = set()
     for route in guard._app._app.routes:

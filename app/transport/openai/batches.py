@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 from starlette.requests import Request
@@ -15,6 +14,7 @@ from app.events.ids import public_request, uuid7
 from app.transport.auth import authenticate
 from app.transport.openai.api import Api, json
 from app.transport.openai.errors import ApiError, refusal
+from app.transport.openai.fields import Metadata
 from app.transport.openai.files import shown
 from app.transport.openai.library import Batch, Library, Shelf
 from app.transport.openai.lines import ENDPOINTS
@@ -24,7 +24,6 @@ __all__ = ["BatchBody", "Batches"]
 
 WINDOW = "24h"
 WINDOW_NS = 24 * 3600 * 10**9
-MAX_METADATA = 16
 
 
 class BatchBody(msgspec.Struct, kw_only=True):
@@ -33,7 +32,7 @@ class BatchBody(msgspec.Struct, kw_only=True):
     input_file_id: str
     endpoint: str
     completion_window: str = WINDOW
-    metadata: dict[str, str] = {}
+    metadata: Metadata = {}
 
 
 class Batches:
@@ -120,6 +119,3 @@ def _check(body: BatchBody) -> None:
         raise refusal("endpoint", f"endpoint must be one of {', '.join(ENDPOINTS)}")
     if body.completion_window != WINDOW:
         raise refusal("completion_window", f"completion_window must be {WINDOW!r}")
-    texts: list[Any] = [*body.metadata, *body.metadata.values()]
-    if len(body.metadata) > MAX_METADATA or any(len(text) > 512 for text in texts):
-        raise refusal("metadata", f"metadata has at most {MAX_METADATA} texts of 512 characters")

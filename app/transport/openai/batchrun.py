@@ -106,7 +106,7 @@ class Run:
             try:
                 async with contextlib.aclosing(self._results()) as results:
                     async for result in results:
-                        (good if _good(result) else bad).add(result)
+                        (good if lines.answered(result) else bad).add(result)
             except ObjectMissing:
                 lost.append(LOST)
             except ObjectError as error:
@@ -207,8 +207,9 @@ class Run:
             log.exception("line %d of batch %s failed", line.number, self.batch.id)
             result = lines.failure(f"{self.batch.id}/{line.number}", line, errors.of(error))
         if result is not None:
-            self._completed += _good(result)
-            self._failed += not _good(result)
+            good = lines.answered(result)
+            self._completed += good
+            self._failed += not good
         return result
 
     async def _done(self, line: Line) -> Result | None:
@@ -370,10 +371,6 @@ def _fault(text: bytes, number: int, endpoint: str, first: dict[str, int]) -> c.
         return None
     message = f"custom_id {line.custom_id!r} is that of line {other} too"
     return c.LineError(code="duplicate_custom_id", message=message, line=number, param="custom_id")
-
-
-def _good(result: Result) -> bool:
-    return result["response"] is not None and result["response"]["status_code"] == 200
 
 
 def _request(batch: str, line: int, index: int) -> str:

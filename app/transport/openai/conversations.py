@@ -21,6 +21,7 @@ from app.transport.openai.api import Api, json
 from app.transport.openai.call import locked
 from app.transport.openai.conversation import PREFIX, Conversation, Item, additions
 from app.transport.openai.errors import ApiError, refusal
+from app.transport.openai.fields import Metadata
 from app.transport.openai.paging import listing, page
 from app.transport.openai.responses import SCORES
 
@@ -31,21 +32,18 @@ __all__ = [
     "MetadataBody",
 ]
 
-MAX_PAIRS, MAX_KEY, MAX_VALUE = 16, 64, 512
-"""Limits of metadata; OpenAI's."""
-
 
 class ConversationBody(msgspec.Struct, kw_only=True):
     """A conversation to begin."""
 
     items: list[dict[str, Any]] = []
-    metadata: dict[str, str] = {}
+    metadata: Metadata = {}
 
 
 class MetadataBody(msgspec.Struct, kw_only=True):
     """What to keep with a conversation, whole."""
 
-    metadata: dict[str, str]
+    metadata: Metadata
 
 
 class ItemsBody(msgspec.Struct, kw_only=True):
@@ -66,7 +64,7 @@ class Conversations:
         body, unused = await self._api.read(request, ConversationBody)
         principal = await authenticate(request)
         thread = uuid7()
-        created = ThreadCreated(owner=principal.user, metadata=_checked(body.metadata))
+        created = ThreadCreated(owner=principal.user, metadata=body.metadata)
         payloads = [created, *additions(body.items, None)]
         await self._append(thread, payloads, principal, NO_STREAM)
         return json((await self._load(thread)).body(), unused=unused)
@@ -79,7 +77,7 @@ class Conversations:
         """Keep other metadata with it."""
         body, unused = await self._api.read(request, MetadataBody)
         principal, found = await authenticate(request), await self._named(request)
-        changed = ThreadMetadataChanged(metadata=_checked(body.metadata))
+        changed = ThreadMetadataChanged(metadata=body.metadata)
         await self._append(found.state.id, [changed], principal)
         found.state.metadata = changed.metadata
         return json(found.body(), unused=unused)
@@ -182,16 +180,3 @@ def _item(found: Conversation, request: Request) -> Item:
         if item["id"] == id:
             return item
     raise ApiError(404, f"there is no item {id[:100]!r} in this conversation", code="not_found")
-
-
-def _checked(metadata: dict[str, str]) -> dict[str, str]:
-    if len(metadata) > MAX_PAIRS:
-        raise refusal("metadata", f"metadata has at most {MAX_PAIRS} pairs")
-    for key, value in metadata.items():
-        if len(key) > MAX_KEY or len(value) > MAX_VALUE:
-            raise refusal(
-                "metadata",
-                f"metadata has keys of at most {MAX_KEY} and values of at most {MAX_VALUE} "
-                "characters",
-            )
-    return metadata

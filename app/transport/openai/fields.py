@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from app.transport.openai.errors import ApiError, refusal
 
-__all__ = ["IGNORED", "REFUSED", "fits", "misshapen", "parse", "plain"]
+__all__ = ["IGNORED", "REFUSED", "Metadata", "fits", "misshapen", "parse", "plain"]
 
 #: Fields that clients send and that change nothing here, with the reason.
 IGNORED: dict[str, str] = {
@@ -67,10 +68,15 @@ REFUSED: dict[str, str] = {
     "context_management": "prompts are never changed",
 }
 
+_Key = Annotated[str, Meta(max_length=64)]
+_Value = Annotated[str, Meta(max_length=512)]
+Metadata = Annotated[dict[_Key, _Value], Meta(max_length=16)]
+"""What clients keep with what they make, within OpenAI's limits."""
+
 T = TypeVar("T", bound=msgspec.Struct)
 V = TypeVar("V")
 
-_AT = re.compile(r" - at `\$(?:\.)?(?P<path>.*)`$")
+_AT = re.compile(r" - at (?P<key>`key` in )?`\$(?:\.)?(?P<path>.*)`$")
 _pack = msgspec.msgpack.Encoder().encode
 _ENCODED = re.compile(r"[^\x20-\x7e]")
 
@@ -143,10 +149,11 @@ def plain(name: str) -> str:
 def misshapen(message: str) -> ApiError:
     """Say in our words what msgspec found wrong."""
     found = _AT.search(message)
-    path = found["path"] if found else ""
+    path = found["path"].replace("[...]", "") if found else ""  # some value of an object
     what = message[: found.start()] if found else message
     missing = re.fullmatch(r"Object missing required field `(.+)`", what)
     if missing is not None:
         path = f"{path}.{missing[1]}" if path else missing[1]
         return ApiError(400, f"{path} is missing", param=path, code="missing_required_parameter")
-    return refusal(path or "body", f"{path or 'body'}: {what[:1].lower()}{what[1:]}")
+    at = f"{path or 'body'}: {'a key: ' if found and found['key'] else ''}"
+    return refusal(path or "body", f"{at}{what[:1].lower()}{what[1:]}")

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from app.errors import InputError
+from app.transport.openai.lines import answered
 
 __all__ = ["Journal", "Key"]
 
@@ -129,11 +130,10 @@ class Journal:
 
     def write(self, key: Key, result: dict[str, Any]) -> None:
         """Add a result; nothing can take it back but a power cut within `SYNC_SECONDS`."""
-        data = _encode(result)
-        self._file.write(data + b"\n")
+        self._file.write(_encode(result) + b"\n")
         self._file.flush()
         self.done.add(key)
-        self.failed += _head(data).failed
+        self.failed += not answered(result)
         if time.monotonic() - self._synced > SYNC_SECONDS:
             self.sync()
 

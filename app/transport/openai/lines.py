@@ -27,6 +27,7 @@ __all__ = [
     "PRIORITY",
     "Line",
     "Planned",
+    "answered",
     "failure",
     "named",
     "plan",
@@ -165,6 +166,11 @@ def success(id: str, line: Line, request: str, body: dict[str, Any]) -> dict[str
 def failure(id: str, line: Line, error: ApiError, request: str | None = None) -> dict[str, Any]:
     """Result of a line that was refused, or whose request failed."""
     return _result(id, line.custom_id, error.status, request or result_id(id), error.body())
+
+
+def answered(result: dict[str, Any]) -> bool:
+    """Whether a result says that its line went well."""
+    return result["response"] is not None and result["response"]["status_code"] == 200
 
 
 def _result(id: str, custom_id: str, status: int, request: str, body: Any) -> dict[str, Any]:

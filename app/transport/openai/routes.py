@@ -13,14 +13,14 @@ from starlette.routing import Route
 
 from app.errors import EverlogError
 from app.transport.openai import chat, completions, embeddings, errors, tokens
-from app.transport.openai.api import Api, Source, json
+from app.transport.openai.api import Api, json
 from app.transport.openai.batches import Batches
 from app.transport.openai.conversations import Conversations
 from app.transport.openai.files import Files
 from app.transport.openai.models import chosen, describe, listing
 from app.transport.openai.stored import Responses
 
-__all__ = ["Source", "routes"]
+__all__ = ["routes"]
 
 log = logging.getLogger(__name__)
 
@@ -29,18 +29,17 @@ METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def routes(source: Source) -> list[Route]:
+def routes(api: Api) -> list[Route]:
     """Return the routes of the API; errors on them are OpenAI's."""
-    shared = Api(source)
-    api, conversations = _Endpoints(shared), Conversations(shared)
-    responses = Responses(shared, conversations)
-    files, batches = Files(shared), Batches(shared)
+    stateless, conversations = _Endpoints(api), Conversations(api)
+    responses = Responses(api, conversations)
+    files, batches = Files(api), Batches(api)
     found: list[tuple[str, str, Endpoint]] = [
-        ("GET", "/v1/models", api.models),
-        ("GET", "/v1/models/{model:path}", api.model),
-        ("POST", "/v1/chat/completions", api.chat),
-        ("POST", "/v1/completions", api.completions),
-        ("POST", "/v1/embeddings", api.embeddings),
+        ("GET", "/v1/models", stateless.models),
+        ("GET", "/v1/models/{model:path}", stateless.model),
+        ("POST", "/v1/chat/completions", stateless.chat),
+        ("POST", "/v1/completions", stateless.completions),
+        ("POST", "/v1/embeddings", stateless.embeddings),
         ("POST", "/v1/responses", responses.create),
         ("GET", "/v1/responses/{id}", responses.retrieve),
         ("POST", "/v1/responses/{id}/cancel", responses.cancel),
@@ -63,8 +62,8 @@ def routes(source: Source) -> list[Route]:
         ("GET", "/v1/batches", batches.list),
         ("GET", "/v1/batches/{id}", batches.retrieve),
         ("POST", "/v1/batches/{id}/cancel", batches.cancel),
-        ("POST", "/tokenize", api.tokenize),
-        ("POST", "/detokenize", api.detokenize),
+        ("POST", "/tokenize", stateless.tokenize),
+        ("POST", "/detokenize", stateless.detokenize),
     ]
     listed = [Route(path, _guarded(call), methods=[method]) for method, path, call in found]
     rest = Route("/v1/{path:path}", _guarded(_nothing), methods=list(METHODS))

@@ -257,7 +257,9 @@ async def test_what_is_wrong_with_a_new_batch_is_said(service: Service) -> None:
             ({"input_file_id": "file-1"}, "input_file_id"),
             ({"endpoint": "/v1/moderations"}, "endpoint"),
             ({"completion_window": "1h"}, "completion_window"),
-            ({"metadata": {"a": "b" * 600}}, "metadata"),
+            ({"metadata": {"a": "b" * 513}}, "metadata"),
+            ({"metadata": {"a" * 65: "b"}}, "metadata"),
+            ({"metadata": {str(n): "" for n in range(17)}}, "metadata"),
         ):
             about: Any = {
                 "input_file_id": file,

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from app.transport.openai.api import Api
 from app.transport.openai.chat import ChatBody
 from app.transport.openai.completions import CompletionBody
 from app.transport.openai.embeddings import MAX_INPUTS, EmbeddingBody
@@ -67,7 +68,7 @@ def test_what_is_not_used_is_documented_with_its_reason(title: str, table: dict[
 
 def test_every_endpoint_is_documented() -> None:
     source: Any = SimpleNamespace(store=None)
-    for route in routes(source):
+    for route in routes(Api(source)):
         path = route.path.replace(":path", "")
         if path != "/v1/{path}":
             method = "POST" if "POST" in (route.methods or ()) else "GET"
