@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
+from contextlib import suppress
 from typing import Any
 
 import asyncpg
@@ -12,20 +14,48 @@ from app.errors import EverlogError, InputError, StartupError
 from app.events.store import StoreError
 from app.events.url import parse_url
 
-__all__ = ["ERRORS", "MINIMUM", "close", "connect", "is_transient", "startup_error", "store_error"]
+__all__ = [
+    "ERRORS",
+    "MINIMUM",
+    "close",
+    "connect",
+    "is_transient",
+    "startup_error",
+    "store_error",
+    "watch",
+]
 
 MINIMUM = 150_000
 """Oldest server version that works."""
 
 CONNECT_SECONDS = 10.0
 
+STATEMENT_SECONDS = 30
+"""After so long the server gives a statement up."""
+
+ANSWER_SECONDS = STATEMENT_SECONDS + 5.0
+"""After so long without the server's answer a connection counts as lost: a network that has
+forgotten it says nothing."""
+
 SETTINGS = {
     "application_name": "everlog",
+    # What a lock protects must be seen once it is held; other levels look before.
+    "default_transaction_isolation": "read committed",
     "jit": "off",  # compiling costs more than any statement of ours takes
-    "statement_timeout": "30s",
+    "statement_timeout": f"{STATEMENT_SECONDS}s",
     "lock_timeout": "15s",
     "idle_in_transaction_session_timeout": "30s",
+    "idle_session_timeout": "0",  # who listens, or holds a lock, has nothing to say for long
     "client_encoding": "UTF8",
+}
+
+#: Options of a TCP connection: probed when silent for 5 s, and given up when nothing sent was
+#: received for 15 s (in ms).
+_WIRE = {
+    "TCP_KEEPIDLE": 5,
+    "TCP_KEEPINTVL": 3,
+    "TCP_KEEPCNT": 3,
+    "TCP_USER_TIMEOUT": 15_000,
 }
 
 #: SQLSTATE classes and codes of what goes by itself: connection lost, server starting or stopping,
@@ -44,11 +74,12 @@ ERRORS: tuple[type[Exception], ...] = (*_LOST, asyncpg.PostgresError)
 """What can come of talking to Postgres."""
 
 
-async def connect(dsn: str, **settings: str) -> Any:
+async def connect(dsn: str, *, answer: float | None = None, **settings: str) -> Any:
     """Open a connection.
 
     Args:
         dsn: ``postgresql://...``; what it leaves out comes from the usual ``PG*`` variables.
+        answer: Longest time for a statement whose caller names none, in seconds.
         settings: Server settings in place of the usual ones.
 
     Raises:
@@ -57,13 +88,33 @@ async def connect(dsn: str, **settings: str) -> Any:
 
     """
     try:
-        return await asyncpg.connect(
-            dsn, timeout=CONNECT_SECONDS, server_settings=SETTINGS | settings
+        conn = await asyncpg.connect(
+            dsn,
+            timeout=CONNECT_SECONDS,
+            command_timeout=answer,
+            server_settings=SETTINGS | settings,
         )
     except ssl.SSLError:
         raise  # a certificate that is not trusted is a ValueError too
     except (asyncpg.ClientConfigurationError, ValueError) as error:
         raise InputError(str(error), field="database.url") from error
+    await watch(conn)
+    return conn
+
+
+async def watch(conn: Any) -> None:
+    """Have the machine notice when the server's machine or the way to it is gone.
+
+    Without this a network that drops everything goes unnoticed for a quarter of an hour by who has
+    sent something, and for ever by who waits.
+    """
+    wire = conn._transport.get_extra_info("socket")
+    if wire is None or wire.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    wire.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _WIRE.items():
+        with suppress(AttributeError, OSError):  # not every system has them
+            wire.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 async def close(conn: Any) -> None:

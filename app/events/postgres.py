@@ -13,6 +13,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import asyncpg
@@ -129,6 +130,8 @@ class PostgresStore(LogStore):
                 max_size=pool,
                 server_settings=settings,
                 timeout=pg.CONNECT_SECONDS,
+                command_timeout=pg.ANSWER_SECONDS,
+                init=pg.watch,
                 reset=_leave_as_it_is,
             )
         except Exception as error:
@@ -151,7 +154,8 @@ class PostgresStore(LogStore):
 
     async def _start(self, channel: str) -> None:
         self._tail.begin(await self._reading.head())
-        listener = Listener(lambda: pg.connect(self._dsn), channel, self._tail.ring)
+        connect = partial(pg.connect, self._dsn, answer=pg.ANSWER_SECONDS)
+        listener = Listener(connect, channel, self._tail.ring)
         self._notifier = Notifier(self._reading, channel)
         runs = [self._tail.run(), listener.run(), self._notifier.run()]
         self._tasks = [asyncio.create_task(run, name="everlog-tail") for run in runs]

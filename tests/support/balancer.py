@@ -31,6 +31,8 @@ class Balancer:
         self.port: int = self._listener.getsockname()[1]
         self.served: list[int] = []
         self._open: set[socket.socket] = set()
+        self._silenced: set[socket.socket] = set()
+        self._closed = threading.Event()
         threading.Thread(target=self._accept, daemon=True).start()
 
     @property
@@ -43,8 +45,13 @@ class Balancer:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
 
+    def silence(self) -> None:
+        """Carry nothing more on connections that are open, and leave both sides in the dark."""
+        self._silenced |= self._open
+
     def close(self) -> None:
         """Take no more connections, and cut those that are open."""
+        self._closed.set()
         self._listener.close()
         self.cut()
 
@@ -71,21 +78,23 @@ class Balancer:
             with server:
                 self._open |= {client, server}
                 with contextlib.suppress(OSError):
-                    _pump(client, server)
+                    self._pump(client, server)
                 self._open -= {client, server}
 
-
-def _pump(one: socket.socket, two: socket.socket) -> None:
-    """Carry bytes both ways until either side ends."""
-    with selectors.DefaultSelector() as selector:
-        selector.register(one, selectors.EVENT_READ, two)
-        selector.register(two, selectors.EVENT_READ, one)
-        while True:
-            for key, _ in selector.select():
-                data = key.fileobj.recv(65_536)  # type: ignore[union-attr]
-                if not data:
-                    return
-                key.data.sendall(data)
+    def _pump(self, one: socket.socket, two: socket.socket) -> None:
+        """Carry bytes both ways until either side ends."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(one, selectors.EVENT_READ, two)
+            selector.register(two, selectors.EVENT_READ, one)
+            while True:
+                for key, _ in selector.select():
+                    if one in self._silenced:
+                        self._closed.wait()
+                        return
+                    data = key.fileobj.recv(65_536)  # type: ignore[union-attr]
+                    if not data:
+                        return
+                    key.data.sendall(data)
 
 
 @contextlib.contextmanager

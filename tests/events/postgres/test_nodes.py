@@ -15,6 +15,7 @@ from app.events.store import Append, Appended, Conflict, Duplicate
 from app.events.verify import verify
 from tests.contract.support import enqueue, note, notes, write
 from tests.events.postgres.conftest import Follower, Writer, check, opened
+from tests.support.balancer import balancing
 from tests.support.postgres import Cluster, cluster, new_database
 
 
@@ -173,6 +174,42 @@ async def test_an_answer_lost_with_the_connection(postgres_url: str) -> None:
         await check(store, writers, [follower])
         await admin.close()
         await follower.stop()
+
+
+async def test_connections_that_the_network_has_forgotten(
+    postgres: Cluster, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody says that they are dead: reads, appends and heartbeats notice by themselves."""
+    monkeypatch.setattr(pg, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(pg, "CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr("app.events.postgres.CALL_SECONDS", 0.5)
+    with balancing(postgres.port) as between:
+        url = postgres_url.replace(f":{postgres.port}/", f":{between.port}/")
+        async with opened(url) as store, opened(postgres_url) as other:
+            follower = Follower(store)
+            await asyncio.gather(*(store.append(notes(f"thread/{n}", "1")) for n in range(9)))
+            await asyncio.gather(*(store.fetch(stream=f"thread/{n}") for n in range(9)))
+            between.silence()
+            async with asyncio.timeout(15):
+                await other.append(notes("thread/a", "2"))
+                await asyncio.gather(store.head(), store.heartbeat(worker="w", lease=1))
+                await store.append(notes("thread/a", "3"))
+                await follower.reached(11)
+            await follower.stop()
+
+
+async def test_another_isolation_level_by_default(postgres_url: str) -> None:
+    admin = await pg.connect(postgres_url)
+    name = await admin.fetchval("SELECT current_database()")
+    await admin.execute(
+        f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'"
+    )
+    await admin.close()
+    async with AsyncExitStack() as stack:
+        nodes = [await stack.enter_async_context(opened(postgres_url)) for _ in range(4)]
+        writers = [Writer(node, f"{at}-{n}") for at, node in enumerate(nodes) for n in range(3)]
+        await asyncio.gather(*(writer.run(20) for writer in writers))
+        await check(nodes[0], writers, [])
 
 
 @pytest.mark.crash
