@@ -74,7 +74,7 @@ ERRORS: tuple[type[Exception], ...] = (*_LOST, asyncpg.PostgresError)
 """What can come of talking to Postgres."""
 
 
-async def connect(dsn: str, *, answer: float | None = None, **settings: str) -> Any:
+async def connect(dsn: str, answer: float | None = None, /, **settings: str) -> Any:
     """Open a connection.
 
     Args:

@@ -154,7 +154,7 @@ class PostgresStore(LogStore):
 
     async def _start(self, channel: str) -> None:
         self._tail.begin(await self._reading.head())
-        connect = partial(pg.connect, self._dsn, answer=pg.ANSWER_SECONDS)
+        connect = partial(pg.connect, self._dsn, pg.ANSWER_SECONDS)
         listener = Listener(connect, channel, self._tail.ring)
         self._notifier = Notifier(self._reading, channel)
         runs = [self._tail.run(), listener.run(), self._notifier.run()]

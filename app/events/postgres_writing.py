@@ -87,7 +87,7 @@ class WritingConnection:
             await self.aclose()
 
     async def _connect(self) -> Any:
-        conn = await pg.connect(self._dsn, answer=pg.ANSWER_SECONDS, **self._settings)
+        conn = await pg.connect(self._dsn, pg.ANSWER_SECONDS, **self._settings)
         try:
             await self._check(conn)
         except BaseException:
