@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 from app.events import catalogue as c
@@ -87,41 +87,29 @@ def request_abandoned(state: ThreadState, event: Event, data: c.RequestAbandoned
 
 @on(c.TokensGenerated)
 def tokens_generated(state: ThreadState, event: Event, data: c.TokensGenerated) -> None:
-    _tokens(state, data.request, (event,), (data,))
+    tokens_burst(state, event, Burst.of([event], [data]))
 
 
 @on(Burst)
 def tokens_burst(state: ThreadState, event: Event, burst: Burst) -> None:
-    _tokens(state, burst.request, burst.events, burst.batches)
-
-
-def _tokens(
-    state: ThreadState, id: str, events: Sequence[Event], batches: Sequence[c.TokensGenerated]
-) -> None:
-    """Take in batches of tokens with nothing between them; ``events`` are theirs."""
-    request = _advance(state, events[0], id)
-    if request is None:
+    request = _advance(state, event, burst.request)
+    new = burst.past(request.batches) if request is not None else None
+    if request is None or new is None:
         return
-    number, texts, times = request.batches, [], []
-    for event, data in zip(events, batches, strict=True):
-        if data.batch >= number:
-            number = data.batch + 1
-            request.tokens.extend(data.tokens)
-            texts.append(data.text)
-            times.append(event.time)
-    if not texts:
-        return
-    request.batches, request.first_token = number, request.first_token or times[0]
-    followers = _followers(state, id)
+    first, last = new.events[0].time, new.events[-1].time
+    request.batches = new.batches[-1].batch + 1
+    request.first_token = request.first_token or first
+    request.tokens.extend(chain.from_iterable([data.tokens for data in new.batches]))
+    followers = _followers(state, burst.request)
     # All references but the local one are dropped, so that CPython grows the string in place.
     text, request.text = request.text, ""
     for message in followers:
         message.content = ""
-    text += "".join(texts)
+    text += "".join([data.text for data in new.batches])
     request.text = text
     for message in followers:
-        message.content, message.updated = text, times[-1]
-        message.first_token = message.first_token or times[0]
+        message.content, message.updated = text, last
+        message.first_token = message.first_token or first
 
 
 def _followers(state: ThreadState, request: str) -> list[MessageState]:

@@ -300,13 +300,11 @@ class History(Projection):
         request = self._advance(rows, event, burst.request)
         if request is None:
             return
-        batches, pieces = request.batches, []
-        for each, data in zip(burst.events, burst.batches, strict=True):
-            if data.batch >= batches:
-                batches = data.batch + 1
-                pieces.append((each.seq, data.text))
-        request.batches = batches
-        rows.add_pieces(event.stream, request.id, pieces)
+        new = burst.past(request.batches)
+        if new is not None:
+            request.batches = new.batches[-1].batch + 1
+            pieces = zip(new.events, new.batches, strict=True)
+            rows.add_pieces(event.stream, request.id, [(e.seq, data.text) for e, data in pieces])
 
     @handles(c.RequestFinished, c.RequestFailed, c.RequestCancelled)
     def request_ended(self, rows: Rows, event: Event, data: Any) -> None:

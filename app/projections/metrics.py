@@ -7,6 +7,7 @@ anew from the first event. Names, labels and buckets are vLLM's where it has the
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from itertools import chain
 from operator import sub
 from typing import Any, Literal
 
@@ -250,16 +251,16 @@ class Metrics(Projection):
             return
         number, output = 0, row.output
         offsets = [] if row.offset is None else [row.offset]
-        for each, data in zip(burst.events, burst.batches, strict=True):
-            if data.index < output or not data.tokens:
+        for first, last, data, tokens, came in _parts(burst, output):
+            if data.index < output or not tokens:
                 continue
             if data.epoch != row.epoch or row.last is None:
                 self._between(rows, row, offsets)
-                self._first(rows, each, row)
+                self._first(rows, first, row)
                 row.epoch, offsets = data.epoch, []
-            offsets += data.offsets
-            number += len(data.tokens)
-            output, row.last = data.index + len(data.tokens), each.time
+            offsets += came
+            number += tokens
+            output, row.last = data.index + tokens, last.time
         if number:
             row.output = output
             _add(rows, "generation_tokens", row.model, by=number)
@@ -348,6 +349,20 @@ class Metrics(Projection):
     @handles(c.RunCompleted, c.RunFailed, c.RunStopped, c.RunInterrupted)
     def run(self, rows: Rows, event: Event, data: Any) -> None:
         _add(rows, "chat_runs", _OUTCOME[type(data)])
+
+
+def _parts(
+    burst: Burst, output: int
+) -> list[tuple[Event, Event, c.TokensGenerated, int, list[float]]]:
+    """Batches, or all at once: first and last event, first batch, number of tokens, offsets."""
+    events, batches = burst.events, burst.batches
+    if burst.smooth and batches[0].index >= output:
+        offsets = list(chain.from_iterable([data.offsets for data in batches]))
+        return [(events[0], events[-1], batches[0], burst.tokens, offsets)]
+    return [
+        (event, event, data, len(data.tokens), data.offsets)
+        for event, data in zip(events, batches, strict=True)
+    ]
 
 
 def counts(connection: Connection, prefix: str) -> list[Count]:

@@ -128,14 +128,11 @@ class Requests(Projection):
         row = self._advance(rows, event, burst.request)
         if row is None:
             return
-        batches, number = row.batches, 0
-        for each, data in zip(burst.events, burst.batches, strict=True):
-            if data.batch >= batches:
-                batches = data.batch + 1
-                number += len(data.tokens)
-                row.first_token = row.first_token or each.time
-        row.batches = batches
-        row.completion_tokens += number
+        new = burst.past(row.batches)
+        if new is not None:
+            row.batches = new.batches[-1].batch + 1
+            row.first_token = row.first_token or new.events[0].time
+            row.completion_tokens += new.tokens
 
     @handles(c.RequestFinished, c.RequestFailed, c.RequestCancelled)
     def ended(self, rows: Rows, event: Event, data: Any) -> None:

@@ -241,10 +241,9 @@ class Timeline(Projection):
         if phase is not None and phase.name == "prefill":
             self._next_phase(rows, event, span, "decode")
             phase = rows.edit(SPAN, event.stream, "phase", f"{span.id}:{span.phase}")
-        number = sum([len(data.tokens) for data in burst.batches])
         if phase is not None:
-            phase.tokens += number
-        span.tokens += number
+            phase.tokens += burst.tokens
+        span.tokens += burst.tokens
         if span.first is not None:
             return
         span.first = event.time

@@ -5,16 +5,17 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.events import catalogue as c
 from app.events.envelope import Event
-from app.projections import ledger
+from app.projections import ledger, state
 from app.projections.database import connect
 from app.projections.folding import Folder, fold
-from app.projections.reading import Burst, Item, read
+from app.projections.reading import Burst, Item, Unreadable, read
 from app.projections.rows import Rows
 from app.projections.views import named
 from tests.projections.histories import History
@@ -137,6 +138,28 @@ def test_bursts_keep_the_order_of_every_stream(events: list[Event]) -> None:
             assert not (
                 isinstance(one, Burst) and isinstance(next, Burst) and one.request == next.request
             )
+
+
+@settings(max_examples=50, deadline=None)
+@given(streaming(), st.sets(st.integers(0, 60)), st.sampled_from([b"{}", b"\xff", b""]))
+def test_batches_that_cannot_be_read_are_passed_over_alone(
+    events: list[Event], bad: set[int], data: bytes
+) -> None:
+    """A damaged one leaves those around it, in its burst or not, as they are."""
+    events = [
+        msgspec.structs.replace(event, data=data) if at in bad else event
+        for at, event in enumerate(events)
+    ]
+    for stream in set(STREAMS.values()):
+        own = [event for event in events if event.stream == stream]
+        singly, together = state.empty("t"), state.empty("t")
+        for event in own:
+            state.apply(singly, event)
+        state.apply_all(together, own)
+        assert together == singly
+    items = read(events, TYPES)
+    unreadable = {event.seq for event, payload in items if type(payload) is Unreadable}
+    assert unreadable == {event.seq for event in events if event.data == data}
 
 
 @pytest.mark.parametrize("bad", [2, 5])
