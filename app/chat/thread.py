@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, nullcontext
 
+from app.chat.admission import Full
 from app.chat.commands import Ack, PostCommand
 from app.chat.errors import Refused
 from app.chat.jobs import ThreadJobs, waits
@@ -67,8 +69,6 @@ class ThreadRuns(ThreadJobs):
         while True:
             state = await self.allowed(user, new_ok=True)
             await self._check_ids(command, state)
-            if command.message not in state.index.messages:  # else it may have taken effect before
-                await self._admit(user)
             message = MessagePosted(
                 message=command.message or uuid7(),
                 role="user",
@@ -81,7 +81,9 @@ class ThreadRuns(ThreadJobs):
             job = Job("on_message", _posted(message))
             jobs = [*opening, job]
             events = [new(message, actor=actor_of(user), cause=command.id)]
-            outcome = await self._begin(user, events, jobs, command=command.id)
+            known = command.message in state.index.messages  # it may have taken effect before
+            async with nullcontext() if known else self._room(user):
+                outcome = await self._begin(user, events, jobs, command=command.id)
             if isinstance(outcome, Conflict):
                 continue  # another process wrote to the thread; look again
             if isinstance(outcome, Duplicate):
@@ -90,10 +92,13 @@ class ThreadRuns(ThreadJobs):
             self.enqueue(jobs)
             return Ack(outcome.version, outcome.last_seq)
 
-    async def _admit(self, user: str) -> None:
-        full = await self._shared.admission.check(actor_of(user))
-        if full is not None:
-            raise Refused("limit", str(full))
+    @asynccontextmanager
+    async def _room(self, user: str) -> AsyncIterator[None]:
+        try:
+            async with self._shared.admission.room(actor_of(user)):
+                yield
+        except Full as full:
+            raise Refused("limit", full.message) from None
 
     async def open(self, user: str) -> None:
         """Somebody looks at the thread: call the hooks for that, once in this process.

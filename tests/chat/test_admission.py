@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 import pytest
 
+from app.chat.admission import Admission, Full
 from app.chat.commands import PostCommand
 from app.chat.errors import Refused
 from app.config import ServerConfig
@@ -41,3 +45,23 @@ async def test_a_message_is_refused_while_too_much_waits(store: EventStore, thre
         await store.claim(worker="w", limit=1, lease=9)
         await chat.runtime.post(again, USER)
         await chat.settled(thread, runs=2)
+
+
+@pytest.mark.parametrize(("total", "own", "queued"), [(4, 0, 4), (0, 3, 9), (7, 3, 7), (0, 0, 60)])
+async def test_those_who_come_at_once_see_each_other(
+    store: EventStore, total: int, own: int, queued: int
+) -> None:
+    admission = Admission(store, ServerConfig(max_queue=total, max_queue_tenant=own))
+
+    async def ask(number: int) -> None:
+        name, tenant = f"r{number}", f"key:{number % 3}"
+        asked = RequestQueued(request=name, params=SamplingParams(seed=1), text="x", tenant=tenant)
+        with contextlib.suppress(Full):
+            async with admission.room(tenant):
+                await asyncio.sleep(number % 4 / 1000)
+                append = Append(stream=f"request/{name}", events=[new(asked, request=name)])
+                await store.append(append)
+
+    await asyncio.gather(*(ask(number) for number in range(60)))
+    found = [await store.waiting(f"key:{number}") for number in range(3)]
+    assert found[0][1] == sum(mine for mine, _ in found) == queued

@@ -12,7 +12,6 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.chat.admission import RETRY_SECONDS
 from app.chat.runtime import Runtime
 from app.config import Config
 from app.engine.frames import Ready
@@ -239,21 +238,16 @@ class Api:
             found[context.HEADER] = trace
         return found
 
-    async def admit(self, principal: Principal, requests: Sequence[RequestQueued]) -> None:
-        """Go on if there is room in the queue, and nobody is overtaken who must not be.
+    def admit(self, principal: Principal, requests: Sequence[RequestQueued]) -> None:
+        """Go on if nobody is overtaken who must not be.
 
         Raises:
-            ApiError: 403: the key may not go before others; 429: too many requests of this one
-                wait; 503: too many in all.
+            ApiError: 403: the key may not go before others.
 
         """
         if not principal.may("admin") and any(queued.priority > 0 for queued in requests):
             message = "a priority below 0 goes before others; that takes a key with the scope admin"
             raise ApiError(403, message, param="priority", code="insufficient_scope")
-        full = await self.source.runtime.admission.check(principal.actor)
-        if full is not None:
-            status, code = (429, "queue_limit_exceeded") if full.own else (503, "queue_full")
-            raise ApiError(status, str(full), code=code, retry=RETRY_SECONDS)
 
     async def reply(
         self,
@@ -272,10 +266,10 @@ class Api:
 
         """
         principal = await authenticate(request)
-        await self.admit(principal, call)
+        self.admit(principal, call)
         headers = {"x-request-id": call[0].request, **passed_over(unused)}
         return Reply(
-            kind(self.store, call, actor=principal.actor),
+            kind(self.store, call, actor=principal.actor, admission=self.source.runtime.admission),
             answer,
             stream=stream,
             active=self.source.calls,

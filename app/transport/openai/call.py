@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from typing import cast
 
 import anyio
 import msgspec
 
+from app.chat.admission import Admission
 from app.events.catalogue import (
     Payload,
     RequestCancelled,
@@ -65,6 +66,7 @@ class Call:
         store: The log.
         queued: At least one.
         actor: Who asks, as events name it.
+        admission: Says whether there is room for them; None: it is not asked.
         detached: They go on when nobody waits for them any more.
         queued_before: They are in the log already.
         place: Where the request is if not in a stream of its own.
@@ -77,6 +79,7 @@ class Call:
         queued: Sequence[RequestQueued],
         *,
         actor: str,
+        admission: Admission | None = None,
         detached: bool = False,
         queued_before: bool = False,
         place: Place | None = None,
@@ -84,11 +87,13 @@ class Call:
         self.queued = list(queued)
         self._store = store
         self._actor = actor
+        self._admission = admission
         self._detached = detached
         self._place = place
         self.queued_before = queued_before
         self._texts = [""] * len(self.queued)
-        self._open = set(range(len(self.queued)))  # not ended
+        # queued and not ended
+        self._open = set(range(len(self.queued))) if queued_before else set[int]()
 
     @property
     def ended(self) -> bool:
@@ -105,14 +110,23 @@ class Call:
 
         Raises:
             ApiError: 409: something else was written to the conversation.
+            Full: Too many requests wait already.
             StoreError: The log did not take them.
 
         """
         if not self.queued_before:
-            await self._put(range(len(self.queued)))
+            async with self._room(len(self.queued)):
+                await self._put(range(len(self.queued)))
 
-    async def _put(self, indices: Iterable[int]) -> None:
-        """Put some of them into the queue. Errors as `queue`."""
+    def _room(self, count: int) -> AbstractAsyncContextManager[None]:
+        """Raises `Full` if there is none for so many."""
+        if self._admission is None:
+            return nullcontext()
+        return self._admission.room(self._actor, count)
+
+    async def _put(self, indices: Collection[int]) -> None:
+        """Put some of them into the queue. Errors as `queue`, but for the room."""
+        self._open.update(indices)
         place = self._place
         appends = [
             Append(

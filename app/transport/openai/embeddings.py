@@ -124,11 +124,12 @@ class EmbeddingCall(Call):
         """Put the first of them into the queue.
 
         Raises:
+            Full: Too many requests wait already.
             StoreError: The log did not take them.
 
         """
-        self._open.clear()
-        await self._more()
+        async with self._room(min(WINDOW, len(self.queued))):
+            await self._more()
 
     async def _more(self) -> None:
         room = WINDOW - len(self._open)
@@ -136,7 +137,6 @@ class EmbeddingCall(Call):
             return
         new = range(self._begun, min(self._begun + room, len(self.queued)))
         self._begun = new.stop
-        self._open |= set(new)
         await self._put(new)
 
     def stream(self, index: int) -> str:

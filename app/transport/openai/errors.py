@@ -9,6 +9,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from app.chat.admission import RETRY_SECONDS, Full
 from app.errors import EverlogError, InputError
 from app.events.catalogue import RequestFailed
 from app.events.store import StoreError
@@ -123,6 +124,9 @@ def of(error: Exception) -> ApiError:
             plain = message.removeprefix(f"{field}: ")
             param = (field or "").removeprefix("params.") or None
             return ApiError(400, plain, param=param, code="invalid_value")
+        case Full(own=own, message=message):
+            status, code = (429, "queue_limit_exceeded") if own else (503, "queue_full")
+            return ApiError(status, message, code=code, retry=RETRY_SECONDS)
         case StoreError(message=message):
             return ApiError(503, message, code="log_unavailable", retry=1)
         case EverlogError(message=message):

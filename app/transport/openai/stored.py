@@ -69,11 +69,12 @@ class Responses:
         queued = plan(body, past, deadline=api.deadline(), origin=origin)
         spell = await api.spell(body.model) if queued.params.logprobs is not None else None
         answer = ResponseAnswer(queued, model=name, created=api.now(), spell=spell)
-        await api.admit(principal, [queued])
+        api.admit(principal, [queued])
         call = Call(
             self._store,
             [queued],
             actor=principal.actor,
+            admission=api.source.runtime.admission,
             detached=body.background,
             place=_place(body, queued, within, principal.actor) if within else None,
         )

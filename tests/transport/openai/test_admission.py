@@ -57,6 +57,17 @@ async def test_too_many_of_ones_own_or_in_all(
         assert (error["type"], error["code"]) == ("server_error", "queue_full")
 
 
+async def test_a_limit_holds_whatever_comes_at_once(tmp_path: Path) -> None:
+    async with (
+        serving(tmp_path, max_queue_tenant=3) as service,
+        httpx2.AsyncClient(base_url=f"{service.url}/v1", timeout=10) as client,
+    ):
+        body = {"input": "Hello", "background": True}
+        found = await asyncio.gather(*(client.post("responses", json=body) for _ in range(12)))
+        assert sorted(each.status_code for each in found) == [200] * 3 + [429] * 9
+        assert await service.store.waiting("user:local") == (3, 3)
+
+
 @pytest.mark.parametrize(("path", "body"), BODIES, ids=lambda each: str(each)[:10])
 async def test_who_may_go_before_others(tmp_path: Path, path: str, body: dict[str, Any]) -> None:
     async with (
