@@ -23,11 +23,15 @@ REASON = "erased on demand"
 
 
 class Done(msgspec.Struct, kw_only=True):
-    """What was done. ``clean`` is False while another program keeps old copies in the file."""
+    """What was done. ``clean`` is False while another program keeps old copies in the file.
+
+    ``objects`` may hold the content still: see `app.events.erasure.Redacted`.
+    """
 
     events: int
     threads: list[str]
     records: list[int]
+    objects: list[str]
     clean: bool
 
 
@@ -99,17 +103,24 @@ async def _redact(
     ):
         store.attach(objects)
         plan = await _plan(store, threads, user, seqs)
-        had_views = False
         if plan.seqs:
             _confirm(plan, yes)
-            had_views = _drop(views)  # now: an interruption must not leave them behind
+        # Now, so that an interruption does not leave them behind; and whatever there is to erase,
+        # for an earlier run may have been cut short before it made them anew.
+        had_views = _drop(views)
         with progress("Erasing", "events") as advance:
             done = await redact(store, plan, reason=reason, progress=advance)
         scrubbed = await store.scrub()
         if had_views:
             _drop(views)  # another command may have made them meanwhile
             await _rebuild(store, views)
-    return Done(events=done.events, threads=plan.threads, records=done.records, clean=scrubbed)
+    return Done(
+        events=done.events,
+        threads=plan.threads,
+        records=done.records,
+        objects=done.objects,
+        clean=scrubbed,
+    )
 
 
 async def _plan(
@@ -176,6 +187,13 @@ def _report(done: Done) -> None:
             + f" recorded at seq {records}"
         )
         click.echo("  Backups, exports and copies made before still hold it.")
+    if done.objects:
+        click.echo(
+            f"  So may {counted(len(done.objects), 'object')} from before this log was restored. "
+            "Delete what no other log needs:"
+        )
+        for key in done.objects:
+            click.echo(f"    {key}")
     if not done.clean:
         raise EverlogError(
             "another program keeps the database open, so old copies remain in its WAL",

@@ -32,6 +32,7 @@ __all__ = [
     "Restored",
     "archive_streamed",
     "archive_threads",
+    "foreign",
     "hot_threads",
     "restore",
     "sweep",
@@ -378,8 +379,8 @@ async def _move_in(store: LogStore, part: Part, stream: str | None, wanted: set[
 async def sweep(store: LogStore) -> list[str]:
     """Delete the objects that nothing refers to, left over from runs that were cut short.
 
-    Objects of another log's life are left alone: a backup shares its segments with the log it was
-    made of.
+    Objects of another life of the log are left alone, for a backup shares its segments with the
+    log it was made of; they are remembered for as long as they are there (`foreign`).
     """
     objects, deleted = _objects(store), []
     for key in await store.uploads():
@@ -390,14 +391,24 @@ async def sweep(store: LogStore) -> list[str]:
                 continue  # its move was committed meanwhile
             await objects.delete(key)
             deleted.append(key)
+        elif await objects.stat(key) is not None:
+            continue
         await store.upload(key, "gone")
     return deleted
+
+
+async def foreign(store: LogStore) -> list[str]:
+    """Objects that this log no longer needs, and that copies of an earlier life of it may need."""
+    return [key for key in await store.uploads() if not key.startswith(_own(store))]
 
 
 async def _commit(store: LogStore, move: Move) -> None:
     try:
         await store.move(move)
     except ValueError as error:
+        if move.add is not None:  # who swept meanwhile may have forgotten it
+            await _objects(store).delete(move.add.object)
+            await store.upload(move.add.object, "gone")
         raise StoreError(f"{error}; nothing was moved", hint="run it again") from error
 
 

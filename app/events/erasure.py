@@ -17,7 +17,7 @@ from typing import TypeVar
 import msgspec
 
 from app.errors import EverlogError, InputError
-from app.events.archive import restore
+from app.events.archive import foreign, restore
 from app.events.codec import PayloadError, decode
 from app.events.envelope import Event, actor_of, thread_of, thread_stream
 from app.events.leaf import inner
@@ -57,10 +57,15 @@ class Plan(msgspec.Struct):
 
 
 class Redacted(msgspec.Struct):
-    """What was done: how many payloads were erased, and the records of it (``seq``)."""
+    """What was done: how many payloads were erased, and the records of it (``seq``).
+
+    ``objects`` of an earlier life of the log still hold such payloads, perhaps: other copies of it
+    may need them, so they are not deleted.
+    """
 
     events: int = 0
     records: list[int] = msgspec.field(default_factory=list)
+    objects: list[str] = msgspec.field(default_factory=list)
 
 
 # --------------------------------------------------------------------------------- planning
@@ -213,8 +218,9 @@ async def redact(
 
     """
     done = Redacted()
-    if plan.seqs and await store.segments():
+    if await store.segments() or await store.uploads():  # also what an earlier run left over
         await restore(store, seqs=plan.seqs)
+        done.objects = await foreign(store)
     for seqs in _batched(plan.seqs, CHUNK):
         erasures = [erasure async for erasure in _erasures(store, seqs)]
         if erasures:

@@ -6,6 +6,7 @@ import asyncio
 import json
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from app.events import catalogue as c
@@ -19,6 +20,7 @@ from app.events.verify import verify
 from app.projections.views import Views
 from tests.cli.conftest import OTHER, Run
 from tests.cli.story import THREAD
+from tests.support.postgres import Cluster
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -103,6 +105,59 @@ def test_archived_events(run: Run, database: Path) -> None:
     assert before and not before & set(folder.rglob("*.zst"))
     assert found_in(database.parent) == {}
     assert asyncio.run(check()) == 16
+
+
+def test_archived_events_that_a_backup_brought_back(run: Run, database: Path) -> None:
+    """Its objects may be another log's as well: they stay, and the command names them."""
+    folder = database.with_name("everlog.db.objects")
+
+    async def archive() -> None:
+        async with open_store(str(database), objects=DirectoryObjects(folder)) as store:
+            await archive_threads(store, [THREAD], before=2**62)
+
+    asyncio.run(archive())
+    [old] = [path.relative_to(folder).as_posix() for path in folder.rglob("*.zst")]
+    run("migrate", "--new-incarnation")
+    result = run("redact", "--thread", THREAD, "--yes")
+    assert "1 object from before this log was restored" in result.stdout
+    assert old in result.stdout
+    assert json.loads(run("redact", "--thread", THREAD, "--yes", "--json").stdout)["objects"] == [
+        old
+    ]
+    (folder / old).unlink()
+    assert json.loads(run("redact", "--thread", THREAD, "--yes", "--json").stdout)["objects"] == []
+
+
+def test_cut_short_before_the_read_models_were_made_anew(
+    run: Run, postgres: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = postgres.new_database()
+    run("copy", "everlog.db", url)
+    run("threads", "--search", "atlantis", "--database", url)  # makes the read models
+    assert "Atlantis" in dump(url)
+
+    def die(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("app.projections.rebuild.rebuild", die)
+        run("redact", "--thread", THREAD, "--yes", "--database", url, code=130)
+    assert "no content left" in run("redact", "--thread", THREAD, "--yes", "--database", url).stdout
+    assert not [secret for secret in SECRETS if secret.decode() in dump(url)]
+
+
+def dump(url: str) -> str:
+    """All rows of all tables, as text."""
+
+    async def read() -> str:
+        conn = await asyncpg.connect(url)
+        tables = await conn.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+        rows = [await conn.fetch(f'SELECT t::text FROM "{name}" t') for (name,) in tables]
+        events = await conn.fetch("SELECT encode(data, 'escape') FROM event")
+        await conn.close()
+        return "\n".join(str(row[0]) for some in (*rows, events) for row in some)
+
+    return asyncio.run(read())
 
 
 @pytest.mark.parametrize(

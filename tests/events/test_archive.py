@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -33,7 +34,7 @@ from app.events.envelope import Event, NewEvent
 from app.events.logstore import LogStore
 from app.events.memory import MemoryStore
 from app.events.moves import Move
-from app.events.objects import DirectoryObjects, ObjectError, ObjectMissing
+from app.events.objects import DirectoryObjects, ObjectError, ObjectMissing, Stored
 from app.events.open import open_store
 from app.events.seal import head, seal_now
 from app.events.store import ANY, Append, Appended, Fence, StoreError
@@ -444,12 +445,21 @@ async def test_an_object_that_somebody_swept_is_not_used(
         await sweep(store)
         return await move(op)
 
-    monkeypatch.setattr(store, "move", late)
-    with pytest.raises(StoreError, match="was deleted meanwhile; nothing was moved"):
-        await archive_streamed(store, before=FUTURE)
-    assert await hot(store) == len(before)
-    assert await store.uploads() == []
-    monkeypatch.undo()
+    assert store.objects is not None
+    upload = store.objects.put
+
+    async def stored_late(*args: Any, **options: Any) -> Stored:
+        await sweep(store)
+        return await upload(*args, **options)
+
+    for place, name, slow in ((store, "move", late), (store.objects, "put", stored_late)):
+        monkeypatch.setattr(place, name, slow)
+        with pytest.raises(StoreError, match="was deleted meanwhile; nothing was moved"):
+            await archive_streamed(store, before=FUTURE)
+        assert await hot(store) == len(before)
+        assert await store.uploads() == []
+        assert [stored async for stored in store.objects.list()] == []
+        monkeypatch.undo()
     assert (await archive_streamed(store, before=FUTURE)).events == 20
 
 

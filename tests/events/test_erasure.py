@@ -23,7 +23,7 @@ from app.events.erasure import plan_seqs, plan_threads, plan_user, redact
 from app.events.leaf import DIGEST
 from app.events.logstore import LogStore
 from app.events.memory import MemoryStore
-from app.events.objects import DirectoryObjects
+from app.events.objects import DirectoryObjects, ObjectError
 from app.events.open import open_store
 from app.events.ops import Erasure
 from app.events.redaction import remainder
@@ -309,6 +309,27 @@ def archived_in(folder: Path) -> bytes:
     files = [path for path in folder.rglob("*") if path.is_file()]
     rows = [row for path in files for row in decode_segment(path.read_bytes())]
     return b"".join(event.data for event, _, _ in rows)
+
+
+async def test_objects_that_could_not_be_deleted_at_first(
+    store: LogStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a crash, or while S3 was away: the next run deletes what the first left over."""
+    store.attach(DirectoryObjects(tmp_path / "objects"))
+    await talk(store, "a", "ann", SECRET)
+    await archive_threads(store, ["a"], before=2**62)
+
+    async def away(objects: DirectoryObjects, key: str) -> None:
+        raise ObjectError("it is away")
+
+    for times in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(DirectoryObjects, "delete", away)
+            with pytest.raises(ObjectError, match="it is away"):
+                await erase(store, "a")
+        assert SECRET.encode() in archived_in(tmp_path / "objects"), times
+    await erase(store, "a")
+    assert SECRET.encode() not in archived_in(tmp_path / "objects")
 
 
 async def test_archived_events_are_erased_too(store: LogStore, tmp_path: Path) -> None:
