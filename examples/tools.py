@@ -6,11 +6,13 @@ Ask "3 * (4 + 5) km" or "12 parsecs". No model needed.
 import ast
 import asyncio
 import operator
+from collections.abc import Callable
 
 from app import Message, Step, make_async, on_message, on_stop, step, user_session
 
-OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
-             ast.Div: operator.truediv, ast.USub: operator.neg}  # fmt: skip
+OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv
+}  # fmt: skip
 METRES = {"m": 1.0, "km": 1000.0, "mi": 1609.344, "ft": 0.3048}
 
 

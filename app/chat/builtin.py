@@ -31,7 +31,7 @@ def builtin(
 
     """
     chat = config or ChatConfig()
-    app = ChatApp(chat.name, resumable=True)
+    app = ChatApp(chat.name, waits=True)
 
     async def answer(prompt: Turns, params: dict[str, Any]) -> None:
         message = Message()

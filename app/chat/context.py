@@ -48,6 +48,7 @@ class Context:
         said: Messages this run began, in order.
         generations: Calls of the engine this run made, in order.
         threads: Limits the worker threads of sync handlers.
+        resumed: Whether the run was begun by a process that is gone.
 
     """
 
@@ -63,6 +64,7 @@ class Context:
         chat: ChatConfig,
         past: Sequence[MessageState],
         threads: asyncio.Semaphore,
+        resumed: bool = False,
     ) -> None:
         self.store = store
         self.thread = thread
@@ -73,6 +75,7 @@ class Context:
         self.chat = chat
         self.past = past
         self.threads = threads
+        self.resumed = resumed
         self.said: list[Message] = []
         self.generations: list[Generation] = []
         self.loop = asyncio.get_running_loop()
@@ -134,6 +137,11 @@ class _Proxy:
     def user(self) -> str:
         """Id of the user."""
         return current().user
+
+    @property
+    def resumed(self) -> bool:
+        """Whether a process that is gone began this run, so that it is called again."""
+        return current().resumed
 
     @property
     def current_step(self) -> Step | None:

@@ -48,7 +48,7 @@ class ChatContext:
         """Return the messages, oldest first."""
         ctx = current()
         before = [_message(m) for m in ctx.past if _counts(m)]
-        return before + [m for m in ctx.said if m.content and m.level != "error"]
+        return before + [m for m in ctx.said if _said(m)]
 
     def to_openai(self) -> list[dict[str, str]]:
         """Return the messages as ``{"role": ..., "content": ...}``."""
@@ -84,6 +84,10 @@ def thread_dict(state: ThreadState) -> ThreadDict:
 
 def _counts(m: MessageState) -> bool:
     return bool(m.content) and m.level != "error" and m.status != "removed" and m.step is None
+
+
+def _said(m: Message) -> bool:
+    return bool(m.content) and m.level != "error" and not m.removed and m.step is None
 
 
 def _message(state: MessageState) -> Message:

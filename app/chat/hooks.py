@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from app.chat.errors import LoadError
 
@@ -45,19 +45,29 @@ class ChatApp:
     Args:
         name: Shown to the user.
         path: File it came from, None for the built-in app.
-        resumable: Whether a run of ``on_message`` only waits for the engine, so that another
-            process can take it over after a crash.
+        resumable: Whether another process takes over a run of ``on_message`` that its own left
+            behind, and calls the function again.
+        waits: Whether such a run only waits for its requests, so that there is nothing to call
+            again once they are queued. Implies ``resumable``.
 
     """
 
-    def __init__(self, name: str, *, path: Path | None = None, resumable: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        path: Path | None = None,
+        resumable: bool = False,
+        waits: bool = False,
+    ) -> None:
         self.name = name
         self.path = path
-        self.resumable = resumable
+        self.resumable = resumable or waits
+        self.waits = waits
         self.hooks: dict[str, Hook] = {}
 
-    def register(self, hook: str, function: Hook) -> None:
-        """Take a function for a hook.
+    def register(self, hook: str, function: Hook, *, resumable: bool = False) -> None:
+        """Take a function for a hook; ``resumable``: see the class.
 
         Raises:
             LoadError: The hook has one already, or the function wants too many arguments.
@@ -72,6 +82,7 @@ class ChatApp:
         if _required(function) > 1:
             raise LoadError(f"{location(function)}: @{hook} gets at most one argument")
         self.hooks[hook] = function
+        self.resumable = self.resumable or resumable
 
     def has(self, hook: str) -> bool:
         """Whether the author wrote this hook."""
@@ -118,10 +129,10 @@ def _required(function: Hook) -> int:
     )
 
 
-def _register(hook: str, function: F) -> F:
+def _register(hook: str, function: F, *, resumable: bool = False) -> F:
     app = _loading.get()
     if app is not None:
-        app.register(hook, function)
+        app.register(hook, function, resumable=resumable)
     return function
 
 
@@ -130,9 +141,29 @@ def on_chat_start(function: F) -> F:
     return _register("on_chat_start", function)
 
 
-def on_message(function: F) -> F:
-    """Call the function for every message of the user, with the `Message` (or nothing)."""
-    return _register("on_message", function)
+@overload
+def on_message(function: F, /) -> F: ...
+
+
+@overload
+def on_message(*, resumable: bool = False) -> Callable[[F], F]: ...
+
+
+def on_message(function: Callable[..., Any] | None = None, /, *, resumable: bool = False) -> Any:
+    """Call the function for every message of the user, with the `Message` (or nothing).
+
+    Args:
+        function: The function; ``@on_message`` alone works too.
+        resumable: When the process ends in the middle of a run, the next one, or another node,
+            calls the function again with the same message. Then ``context.resumed`` is true, and
+            ``user_session`` is as the run left it.
+
+    """
+
+    def decorate(function: F) -> F:
+        return _register("on_message", function, resumable=resumable)
+
+    return decorate(function) if function is not None else decorate
 
 
 def on_stop(function: F) -> F:

@@ -11,6 +11,7 @@ from app.chat.context import invoke
 from app.chat.conversation import thread_dict
 from app.chat.errors import LLMError
 from app.chat.message import Message
+from app.chat.recovery import MAX_RESUMES, left_open, resumes
 from app.chat.run import Job, Run, Shared
 from app.errors import EverlogError
 from app.events.catalogue import RunInterrupted, RunResumed, ThreadCreated
@@ -108,13 +109,14 @@ class ThreadJobs:
         events: list[NewEvent] = []
         jobs: list[Job] = []
         for run in left:
-            if run.resumable and shared.app.resumable:
-                message = state.index.messages.get(run.message or "")
-                events.append(new(RunResumed(run=run.id, node=shared.node), run=run.id))
-                jobs.append(Job(run.hook, message, run=run.id, begun=True, resume=True))
-            else:
-                reason = "the server went away"
+            reason = await self._refusal(run)
+            if reason is not None:
                 events.append(new(RunInterrupted(run=run.id, reason=reason), run=run.id))
+                continue
+            message = state.index.messages.get(run.message or "")
+            events.append(new(RunResumed(run=run.id, node=shared.node), run=run.id))
+            events += [] if shared.app.waits else left_open(state, run)
+            jobs.append(Job(run.hook, message, run=run.id, begun=True, resume=True))
         others = len(jobs) or len(running(state)) - len(left) or self.busy
         waiting = [] if others else [Job("on_message", message) for message in waits(state)]
         events += [job.started(shared) for job in waiting[:1]]
@@ -124,6 +126,15 @@ class ThreadJobs:
             self._jobs.appendleft(job)
         self.enqueue(waiting)
         return True
+
+    async def _refusal(self, run: RunState) -> str | None:
+        """Why a run that was left behind ends, instead of being taken over."""
+        app = self._shared.app
+        if not (run.resumable and app.resumable):
+            return "the server went away"
+        if not app.waits and await resumes(self._shared.store, self.stream, run) >= MAX_RESUMES:
+            return f"the server went away {MAX_RESUMES + 1} times in the middle of it"
+        return None
 
     async def verify(self) -> None:
         """Look whether the active run is still this process's to make."""
@@ -315,7 +326,11 @@ class ThreadJobs:
             given.append(_incoming(job.message))
         elif job.hook == "on_chat_resume":
             given.append(thread_dict(state))
-        waits = job.resume and any(request.run == job.run for request in state.requests)
+        waits = (
+            self._shared.app.waits
+            and job.resume
+            and any(request.run == job.run for request in state.requests)
+        )
 
         async def body() -> None:
             if waits:

@@ -70,6 +70,7 @@ class Message:
         self.metadata = dict(metadata or {})
         self.created_at = created_at or datetime.now(UTC).isoformat()
         self.request: str | None = None
+        self.step: str | None = None  # the innermost that was open when it was sent
         self._parts = [content if isinstance(content, str) else _json_block(content)]
         self._state = "new"  # new -> (streaming | bound) -> done; removed
         self._stored = ("", "")  # content and metadata in the log, once done
@@ -95,6 +96,11 @@ class Message:
         """Whether it has begun to stream and has not ended."""
         return self._state == "streaming"
 
+    @property
+    def removed(self) -> bool:
+        """Whether it was hidden again."""
+        return self._state == "removed"
+
     async def send(self) -> Message:
         """Show the message; returns once it is in the log.
 
@@ -107,8 +113,8 @@ class Message:
         elif self._state == "new":
             self._state = "done"
             self._stored = self._value()
-            ctx.said.append(self)
-            await ctx.commit(self._posted(ctx))
+            self._say(ctx)
+            await ctx.commit(self._posted())
         else:
             await self.update()
         return self
@@ -143,8 +149,8 @@ class Message:
             if self.content:
                 raise InputError("must be empty to be streamed into", field="content")
             self._state, self.request = "bound", source.request
-            ctx.said.append(self)
-            await source.start(lambda queued: self._bind(ctx, queued))
+            self._say(ctx)
+            await source.start(self._bind)
             try:
                 await source.text()
             finally:
@@ -205,10 +211,14 @@ class Message:
                 hint="Stream into a new Message, or set .content and call update().",
             )
 
+    def _say(self, ctx: Context) -> None:
+        self.step = ctx.step.id if ctx.step else None
+        ctx.said.append(self)
+
     def _begin(self, ctx: Context) -> None:
         self._state = "streaming"
-        ctx.said.append(self)
-        ctx.emit(self._started(ctx))
+        self._say(ctx)
+        ctx.emit(self._started())
 
     async def _replace(self, text: str) -> None:
         ctx = current()
@@ -218,28 +228,28 @@ class Message:
         self.content = text
         ctx.emit(MessageEdited(message=self.id, content=text))
 
-    def _bind(self, ctx: Context, queued: RequestQueued) -> list[Any]:
-        return [self._started(ctx, queued.request), queued]
+    def _bind(self, queued: RequestQueued) -> list[Any]:
+        return [self._started(queued.request), queued]
 
-    def _posted(self, ctx: Context) -> MessagePosted:
+    def _posted(self) -> MessagePosted:
         return MessagePosted(
             message=self.id,
             role=self.role,
             content=self.content,
             author=self.author,
             parent=self.parent_id,
-            step=ctx.step.id if ctx.step else None,
+            step=self.step,
             level=self.level,
             metadata=self._metadata(),
         )
 
-    def _started(self, ctx: Context, request: str | None = None) -> MessageStarted:
+    def _started(self, request: str | None = None) -> MessageStarted:
         return MessageStarted(
             message=self.id,
             role=self.role,
             author=self.author,
             parent=self.parent_id,
-            step=ctx.step.id if ctx.step else None,
+            step=self.step,
             request=request,
             metadata=self._metadata(),
         )

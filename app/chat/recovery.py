@@ -1,16 +1,28 @@
-"""Which threads somebody left in the middle of something."""
+"""What somebody left in the middle of something: which threads, and what of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from app.events.catalogue import RunResumed, RunStarted
-from app.events.codec import decode
-from app.events.envelope import thread_of
+from app.events.catalogue import (
+    ErrorInfo,
+    MessageCompleted,
+    RequestCancelled,
+    RunResumed,
+    RunStarted,
+    StepFailed,
+)
+from app.events.codec import decode, new
+from app.events.envelope import NewEvent, thread_of
+from app.events.lifecycle import TERMINAL
 from app.events.store import EventStore
+from app.projections.state import RunState, ThreadState
 from app.projections.views import Views
 
-__all__ = ["unfinished_threads"]
+__all__ = ["MAX_RESUMES", "left_open", "resumes", "unfinished_threads"]
+
+MAX_RESUMES = 20
+"""How often a handler is called again for one message: it may be what ends the process."""
 
 _ENDS = ("run.completed", "run.failed", "run.stopped", "run.interrupted")
 
@@ -46,3 +58,33 @@ async def _unfinished(store: EventStore) -> list[tuple[str, str, str]]:
             if isinstance(payload, RunStarted | RunResumed):
                 found[run] = (thread, run, payload.node)
     return list(found.values())
+
+
+async def resumes(store: EventStore, stream: str, run: RunState) -> int:
+    """How often the run has been taken over."""
+    found = store.read(after=run.version, stream=stream, types=("run.resumed",))
+    return len([event async for event in found if event.run == run.id])
+
+
+def left_open(state: ThreadState, run: RunState) -> list[NewEvent]:
+    """End what a run has open, before its handler is called again and begins anew.
+
+    Messages keep the text that they have, steps fail as interrupted, requests are cancelled.
+    """
+    events: list[NewEvent] = []
+    for request in state.requests:
+        if request.run == run.id and request.state not in TERMINAL:
+            cancelled = RequestCancelled(request=request.id, text=request.text)
+            events.append(new(cancelled, run=run.id, request=request.id))
+    for message in state.messages:
+        own = message.run == run.id and message.request not in state.index.requests
+        if own and message.status == "streaming":
+            completed = MessageCompleted(message=message.id, content=message.content)
+            events.append(new(completed, run=run.id))
+    gone = ErrorInfo(kind="interrupted", message="the server went away")
+    events += [
+        new(StepFailed(step=step.id, error=gone), run=run.id)
+        for step in reversed(state.steps)  # those inside first
+        if step.run == run.id and step.status == "running"
+    ]
+    return events

@@ -137,6 +137,7 @@ class Run:
         self.id = job.run
         self.hook = job.hook
         self.resumable = job.resume or (shared.app.resumable and job.hook == "on_message")
+        self.waits = self.resumable and shared.app.waits
         self.ending: Ending | None = None
         self.emitter = Emitter(
             shared.store,
@@ -148,6 +149,7 @@ class Run:
         )
         self._shared = shared
         self._thread = thread
+        self._resumed = job.resume
         self._context: Context | None = None
         self._task: asyncio.Task[None] | None = None
         self._cut = asyncio.Event()
@@ -187,8 +189,9 @@ class Run:
             emitter=self.emitter,
             session=Session(state.session),
             chat=self._shared.chat,
-            past=[message for message in state.messages if message.run != self.id],
+            past=[m for m in state.messages if self._resumed or m.run != self.id],
             threads=self._shared.threads,
+            resumed=self._resumed,
         )
         self._shared.spawn(self.emitter.pump)
         if self.ending is not None:

@@ -151,12 +151,11 @@ class Runtime:
     async def drain(self, seconds: float = 10.0) -> None:
         """Refuse commands, give handlers until the deadline, then end them as interrupted.
 
-        Resumable runs are cut at once and left open: another process, or the next one, takes them
-        over.
+        Resumable runs are left open: another process, or the next one, takes them over. Those
+        that only wait for the engine are cut at once.
         """
         self._shared.drained.set()
-        resumable = [run for run in self._shared.active.values() if run.resumable]
-        for run in resumable:
+        for run in [run for run in self._shared.active.values() if run.waits]:
             await run.interrupt()
         await self._settled(seconds)
         for run in list(self._shared.active.values()):

@@ -319,8 +319,8 @@ class MessageFeedback(Payload, frozen=True, kw_only=True):
 class RunStarted(Payload, frozen=True, kw_only=True):
     """One call of a handler begins. ``hook`` is ``on_message``, ``on_chat_start`` ...
 
-    ``node`` names the process that runs it. A ``resumable`` run only waits for its requests, so
-    another process can take it over (``run.resumed``); any other is interrupted by a crash.
+    ``node`` names the process that runs it. A ``resumable`` run can be begun again, so
+    another process takes it over (``run.resumed``); any other is interrupted by a crash.
     """
 
     run: str

@@ -29,7 +29,7 @@ async def main(message):
 """
 
 
-@pytest.mark.parametrize("name", ["chat", "tools", "summarize"])
+@pytest.mark.parametrize("name", ["chat", "tools", "summarize", "job"])
 def test_examples_load_and_are_short(name: str) -> None:
     path = EXAMPLES / f"{name}.py"
     assert "on_message" in load(path).hooks
@@ -87,6 +87,18 @@ def test_modules_beside_the_file_are_imported_anew(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match=r"my_helper\.py:1"):
         load(file)
     assert sys.modules["my_helper"].X == 2  # the old app keeps what it has
+
+
+def test_a_resumable_handler(tmp_path: Path) -> None:
+    file = tmp_path / "chat.py"
+    for argument, resumable in (("", False), ("()", False), ("(resumable=True)", True)):
+        file.write_text(f"from app import on_message\n@on_message{argument}\ndef f(): ...\n")
+        app = load(file)
+        assert (app.resumable, app.waits, app.hooks["on_message"].__name__) == (
+            resumable,
+            False,
+            "f",
+        )
 
 
 def test_outside_of_a_load_decorators_do_nothing() -> None:
@@ -223,3 +235,18 @@ async def test_the_tools_example(store: EventStore, thread: str) -> None:
     assert {(s.name, s.status) for s in tools} >= {("look_up", "failed")}
     assert {s.parent for s in tools} == {convert.id}
     assert "parsecs" in bad.messages[-1].content
+
+
+async def test_the_job_example_goes_on_after_a_crash(store: EventStore, thread: str) -> None:
+    async with serving(store, load(EXAMPLES / "job.py")) as chat:
+        await chat.post(thread, "2")
+        await chat.until(thread, lambda s: "1 of 2" in s.messages[-1].content)
+    async with serving(store, load(EXAMPLES / "job.py")) as chat:
+        state = await chat.settled(thread)
+    assert [m.content for m in state.messages[1:]] == [
+        "1 of 2: 1,000,000,000,039",
+        "The server was away; going on.",
+        "2 of 2: 1,000,000,000,061",
+        "Done.",
+    ]
+    assert [r.status for r in state.runs] == ["completed"]

@@ -386,6 +386,9 @@ async def test_history_and_chat_context_are_the_conversation(
         if message.content == "fail":
             raise ValueError("x")
         await el.Message("well, ").send()
+        async with el.Step("aside"):
+            await el.Message("in a step").send()
+        await (await el.Message("taken back").send()).remove()
         found[:] = [await el.history(), el.chat_context.to_openai(), await el.history(limit=1)]
 
     async with serving(store, app_of(on_message=on_message)) as chat:

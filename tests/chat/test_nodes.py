@@ -258,7 +258,7 @@ async def test_one_of_two_survivors_resumes_a_resumable_run(
             await c.post(thread, "q")
             await asyncio.sleep(0.05)
             if clean:
-                await c.runtime.drain()
+                await c.runtime.drain(0.05)
         state = await b.settled(thread)
     (resumed,) = await a.payloads(thread, "run.resumed")
     assert isinstance(resumed, RunResumed) and resumed.node in ("a", "b")

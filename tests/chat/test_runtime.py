@@ -16,8 +16,9 @@ from app.chat.commands import (
     StopCommand,
 )
 from app.chat.errors import Refused
+from app.chat.recovery import MAX_RESUMES
 from app.errors import InputError
-from app.events.catalogue import MessagePosted, RunStarted, ThreadCreated
+from app.events.catalogue import MessagePosted, RunResumed, RunStarted, ThreadCreated
 from app.events.codec import new
 from app.events.envelope import thread_stream
 from app.events.ids import uuid7
@@ -318,17 +319,88 @@ async def test_a_resumable_run_goes_on_after_a_crash(store: EventStore, thread: 
             await asyncio.sleep(30)
         await el.Message("answered").send()
 
-    app = app_of(on_message=on_message)
-    app.resumable = True
+    app = app_of()
+    app.register("on_message", on_message, resumable=True)
     async with serving(store, app) as chat:
         await chat.post(thread, "q")
         await asyncio.sleep(0.05)
     async with serving(store, app) as chat:
         state = await chat.settled(thread)
         assert "run.resumed" in await chat.types(thread)
-    assert calls == ["q", "q"]  # it had asked the engine for nothing, so it begins again
+    assert calls == ["q", "q"]
     assert [r.status for r in state.runs] == ["completed"]
     assert state.messages[-1].content == "answered"
+
+
+async def test_a_resumed_handler_goes_on_from_its_session(store: EventStore, thread: str) -> None:
+    async def on_message(message: el.Message) -> None:
+        begin = el.user_session.get("done", 0)
+        if not el.context.resumed:
+            await el.Message("four parts").send()
+        async with el.Step("work", type="tool"):
+            for n in range(begin, 4):
+                progress = await el.Message(f"part {n}").send()
+                el.user_session.set("done", n + 1)
+                if n == 1:
+                    await progress.stream_token(", and")
+                    asking = el.llm.chat("hi")
+                    await asyncio.wait_for(asking, 30)
+        seen = [m.content for m in el.chat_context.get()]
+        await el.Message(f"{el.context.resumed} {message.content} {seen}").send()
+
+    app = app_of()
+    app.register("on_message", on_message, resumable=True)
+    async with serving(store, app) as chat:
+        await chat.post(thread, "q")
+        await chat.until(thread, lambda s: s.requests)
+    async with serving(store, app) as chat:
+        state = await chat.settled(thread)
+    assert [r.status for r in state.runs] == ["completed"]
+    parts, last = [m.content for m in state.messages[2:-1]], state.messages[-1]
+    assert parts == ["part 0", "part 1, and", "part 2", "part 3"]
+    assert last.content == f"True q {['q', 'four parts']}"
+    assert {m.status for m in state.messages} == {"done"}
+    assert [(s.name, s.status, s.error and s.error.kind) for s in state.steps] == [
+        ("work", "failed", "interrupted"),
+        ("llm", "failed", "interrupted"),
+        ("work", "completed", None),
+    ]
+    assert [r.state for r in state.requests] == ["cancelled"]
+
+
+async def test_a_run_is_not_resumed_for_ever(store: EventStore, thread: str) -> None:
+    async def on_message() -> None:
+        await asyncio.sleep(30)
+
+    app = app_of()
+    app.register("on_message", on_message, resumable=True)
+    async with serving(store, app) as chat:
+        await chat.post(thread, "q")
+        (run,) = (await chat.state(thread)).runs
+    events = [new(RunResumed(run=run.id, node="test"), run=run.id)] * MAX_RESUMES
+    await store.append(Append(stream=thread_stream(thread), events=events))
+    async with serving(store, app) as chat:
+        state = await chat.settled(thread)
+    assert (state.runs[0].status, state.runs[0].reason) == (
+        "interrupted",
+        "the server went away 21 times in the middle of it",
+    )
+
+
+async def test_a_resumable_handler_may_end_before_the_server_does(
+    store: EventStore, thread: str
+) -> None:
+    async def on_message(message: el.Message) -> None:
+        await asyncio.sleep(0.1)
+        await el.Message("answered").send()
+
+    app = app_of()
+    app.register("on_message", on_message, resumable=True)
+    async with serving(store, app) as chat:
+        await chat.post(thread, "q")
+        await chat.runtime.drain(5)
+        state = await chat.state(thread)
+    assert [r.status for r in state.runs] == ["completed"]
 
 
 async def test_drain_waits_then_interrupts(store: EventStore) -> None:
