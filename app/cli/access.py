@@ -116,10 +116,11 @@ async def thread_ids(store: EventStore) -> list[str]:
     return found
 
 
-async def find_thread(store: EventStore, given: str) -> str:
+async def find_thread(store: EventStore, given: str, *, sought: str = "conversation") -> str:
     """Return the id of the one conversation whose id begins with ``given``.
 
-    The API's ids of conversations, and of responses in them, are understood too.
+    The API's ids of conversations, and of responses in them, are understood too. ``sought`` is what
+    the error says was looked for.
 
     Raises:
         InputError: if ``given`` is empty, or the beginning of several ids.
@@ -138,7 +139,7 @@ async def find_thread(store: EventStore, given: str) -> str:
     found = [thread for thread in await thread_ids(store) if thread.startswith(given)]
     if not found:
         raise EverlogError(
-            f"There is no conversation {given!r} in this log",
+            f"There is no {sought} {given!r} in this log",
             hint="List them with: everlog threads",
         )
     if len(found) > 1:

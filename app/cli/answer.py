@@ -103,11 +103,17 @@ async def _resolve(url: str, given: str, key: str | None) -> str:
 
     items = msgspec.json.decode(await asyncio.to_thread(fetch))["items"]
     found = [item["id"] for item in items if item["id"].startswith(given)]
-    if len(found) != 1:
+    if not found:
         raise InputError(
-            f"{given!r} begins the ids of {len(found)} of the latest conversations",
+            f"There is no conversation {given!r} among the latest",
             field="--thread",
             hint="List them with: everlog threads",
+        )
+    if len(found) > 1:
+        raise InputError(
+            f"{given!r} begins the ids of {len(found)} conversations",
+            field="--thread",
+            hint=f"Give more characters; the latest are {', '.join(found[:3])}",
         )
     return str(found[0])
 

@@ -102,6 +102,8 @@ def report(error: EverlogError) -> None:
 def progress(title: str, unit: str) -> Iterator[Advance]:
     """Show progress on stderr while the body runs: a bar with rate on a terminal, else nothing.
 
+    The bar goes when the work is done: what the command prints then says what was done.
+
     Yields a function of (done, total); a total of 0 is unknown.
     """
     if not sys.stderr.isatty():
@@ -121,7 +123,7 @@ def progress(title: str, unit: str) -> Iterator[Advance]:
         Rate(),
         rich_progress.TimeRemainingColumn(),
     )
-    with rich_progress.Progress(*columns, console=console(stderr=True)) as bar:
+    with rich_progress.Progress(*columns, console=console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total or None)
 

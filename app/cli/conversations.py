@@ -110,7 +110,8 @@ async def _state(
     async with reading(loaded) as store:
         request = await find_request(store, given) if requests else None
         stream = request_stream(request) if request else None
-        thread = request or await find_thread(store, given)
+        sought = "request or conversation" if requests else "conversation"
+        thread = request or await find_thread(store, given, sought=sought)
         state = await load(store, thread, at=at, stream=stream)
         if state is None:
             raise EverlogError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 import sys
 import time
 from collections.abc import AsyncGenerator
@@ -134,13 +135,15 @@ def _show_json(event: Event) -> None:
 def _line_printer() -> Any:
     """Return a function that prints one event on one line, cut to the width of a terminal."""
     width = console().width if sys.stdout.isatty() else None
+    short = re.compile("(?<=/)([0-9a-f]{8}-[0-9a-f]{4})[0-9a-f-]{23}")  # enough for a reader
 
     def show(event: Event) -> None:
         seconds, rest = divmod(event.time, 10**9)
         clock = f"{time.strftime('%H:%M:%S', time.localtime(seconds))}.{rest // 10**6:03}"
         head = f"{event.seq:>7}  {clock}  "
         kind = f"{event.type:<20} "
-        tail = clean(f"{event.stream}@{event.version}  {event.data.decode(errors='replace')}")
+        stream = event.stream if width is None else short.sub(r"\1", event.stream)
+        tail = clean(f"{stream}@{event.version}  {event.data.decode(errors='replace')}")
         if width is not None:
             room = width - len(head) - len(kind)
             tail = tail if len(tail) <= room else tail[: max(0, room - 1)] + "…"

@@ -76,7 +76,8 @@ async def _logged(loaded: Loaded, id: str) -> list[Logged]:
         elif (inside := await _inside(store, id)) is not None:
             stream, only = inside
         else:
-            stream = thread_stream(await find_thread(store, id))
+            thread = await find_thread(store, id, sought="request or conversation")
+            stream = thread_stream(thread)
         events = [event async for event in store.read(stream=stream)]
         found = gather(events, await _erased(store))
     if only is not None:

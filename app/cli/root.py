@@ -58,8 +58,21 @@ ORDER = (
 )
 
 
-class Root(click.Group):
+class Group(click.Group):
+    """Lists its commands with the whole first sentence of each."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list; click's own cuts what is longer than a line."""
+        found = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+        rows = [(name, command.get_short_help_str(limit=200)) for name, command in found if command]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+class Root(Group):
     """Reports `EverlogError`, and is quiet about Ctrl-C and closed pipes."""
+
+    group_class = Group
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the commands in the order people need them."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+from app.errors import StartupError
 from app.events.lockfile import WriterLock
 from app.events.migration import Migration, compare, migrations
 from app.events.sqlite_errors import database_uri, startup_errors
@@ -29,11 +30,17 @@ def outstanding(conn: sqlite3.Connection, wanted: list[Migration]) -> list[Migra
     """Compare a database with the migrations and return those not applied.
 
     Raises:
-        StartupError: An applied migration was changed, or is newer than this code.
+        StartupError: An applied migration was changed, or is newer than this code, or the
+            database is another program's.
 
     """
-    exists = conn.execute("SELECT 1 FROM sqlite_master WHERE name = 'schema_migration'").fetchone()
-    if exists is None:
+    tables = {name for (name,) in conn.execute("SELECT name FROM sqlite_master")}
+    if "schema_migration" not in tables:
+        if tables:
+            raise StartupError(
+                f"the database holds no log, but something else (such as {min(tables)!r})",
+                hint="Everlog needs a file of its own: choose another with database.url",
+            )
         return wanted
     rows = conn.execute("SELECT number, name, sha256 FROM schema_migration ORDER BY number")
     return compare(rows.fetchall(), wanted)

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
-from app.errors import EverlogError
+from app.errors import EverlogError, InputError
 from app.events.ids import uuid7
 from app.transport import protocol as wire
 from app.transport.cursor import ClientCursor
@@ -94,6 +94,7 @@ class Client:
     Use as ``async with Client(url) as client``; entering connects.
 
     Raises:
+        InputError: The URL is not that of a server.
         ConnectFailed: On entering, or from every wait when it gives up later.
 
     """
@@ -109,6 +110,10 @@ class Client:
         self._token = token
         parts = urlsplit(url)
         scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
+        if scheme not in ("ws", "wss") or not parts.hostname:
+            raise InputError(
+                f"{url!r} is not the URL of a server", field="url", hint="http://host:port"
+            )
         self._url = f"{scheme}://{parts.netloc}/ws"
         self._local = parts.hostname in ("127.0.0.1", "localhost", "::1")
         self._patience = patience

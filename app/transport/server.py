@@ -277,6 +277,7 @@ async def _watch(service: Service, file: Path) -> None:
 
     async def reloaded(app: ChatApp) -> None:
         await service.runtime.reload(app)
+        log.info("%s was reloaded", file.name)
         service.notice("info", "reloaded", f"{file.name} was reloaded.")
 
     async def failed(error: LoadError) -> None:

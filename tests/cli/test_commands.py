@@ -66,6 +66,7 @@ def test_a_unique_beginning_names_a_thread(run: Run) -> None:
     assert "2 conversations" in both.stderr
     assert OTHER in both.stderr
     assert "everlog threads" in run("show", "nope", code=1).stderr
+    assert "no request or conversation" in run("timeline", "chatcmpl-nope", code=1).stderr
     assert "empty" in run("show", "", code=2).stderr
 
 
@@ -264,6 +265,8 @@ def test_doctor_finds_a_busy_port_and_a_missing_folder(run: Run) -> None:
 def test_help_is_quick_and_complete(run: Run) -> None:
     text = run("--help").stdout
     assert all(f"  {name} " in text for name in ORDER)
+    assert "..." not in text.partition("Commands:")[2]  # whole sentences
+    assert "by default the one of the settings" in run("models", "--help").stdout
     started = time.monotonic()
     command = [sys.executable, "-m", "app", "--help"]
     subprocess.run(command, check=True, capture_output=True, cwd=ROOT)

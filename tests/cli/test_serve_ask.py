@@ -103,7 +103,7 @@ def test_ask_goes_on_with_a_thread(server: Server) -> None:
     found = everlog("show", thread, "--json", "--database", str(server.database)).stdout
     said = [m["content"] for m in json.loads(found)["messages"]]
     assert said[::2] == ["one", "two", "three"]
-    assert "begins the ids of 0" in ask(server, "x", "--thread", "zzz", code=2).stderr
+    assert "among the latest" in ask(server, "x", "--thread", "zzz", code=2).stderr
 
 
 def test_sampling_parameters_reach_the_handler(server: Server) -> None:
@@ -138,6 +138,11 @@ def test_ask_without_a_server_says_what_to_do() -> None:
     done = everlog("ask", "hello", "--url", f"http://127.0.0.1:{free_port()}", code=1)
     assert done.stderr.startswith("error: No server at")
     assert "everlog serve" in done.stderr
+
+
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1:1", "127.0.0.1:8000", "http://"])
+def test_ask_refuses_what_is_no_url_of_a_server(url: str) -> None:
+    assert "is not the URL of a server" in everlog("ask", "hello", "--url", url, code=2).stderr
 
 
 def test_ctrl_c_stops_the_answer(server: Server) -> None:

@@ -67,6 +67,14 @@ def test_a_newer_database_is_refused(conn: sqlite3.Connection) -> None:
     assert "newer everlog" in str(caught.value.hint)
 
 
+def test_another_programs_database_is_left_alone(conn: sqlite3.Connection) -> None:
+    conn.execute("CREATE TABLE bookmark (url)")
+    for refuse in (apply, outstanding):
+        with pytest.raises(StartupError, match=r"something else \(such as 'bookmark'"):
+            refuse(conn, migrations())
+    assert conn.execute("SELECT name FROM sqlite_master").fetchall() == [("bookmark",)]
+
+
 def test_a_failing_migration_leaves_nothing(conn: sqlite3.Connection) -> None:
     bad = [Migration(1, "bad", "CREATE TABLE one (x); CREATE TABLE one (x);")]
     with pytest.raises(sqlite3.OperationalError):
