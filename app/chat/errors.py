@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
+from types import TracebackType
+
 from app.errors import EverlogError
 
-__all__ = ["LLMError", "LoadError", "Refused", "RunStopped"]
+__all__ = ["LLMError", "LoadError", "Refused", "RunStopped", "author_frames", "trace"]
+
+_FRAMEWORK = str(Path(__file__).parent)
 
 
 class Refused(EverlogError):
@@ -50,3 +56,17 @@ class RunStopped(EverlogError):
 
     def __init__(self) -> None:
         super().__init__("this run was stopped; it writes nothing any more")
+
+
+def author_frames(error: BaseException) -> TracebackType | None:
+    """The error's traceback without the frames through which the framework called the author."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_frame.f_code.co_filename.startswith(_FRAMEWORK):
+        frame = frame.tb_next
+    return frame or error.__traceback__
+
+
+def trace(error: BaseException) -> str:
+    """The error as Python prints it, from the author's first frame on."""
+    shown = traceback.TracebackException(type(error), error, author_frames(error))
+    return "".join(shown.format())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import itertools
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -11,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-from app.chat.errors import LoadError
+import app as public
+from app.chat.errors import LoadError, trace
 from app.chat.hooks import ChatApp, collecting
 
 __all__ = ["load"]
@@ -47,7 +50,7 @@ def load(path: str | Path) -> ChatApp:
         except (Exception, SystemExit) as error:
             raise LoadError(
                 f"{_blame(error, file)}: {type(error).__name__}: {error}",
-                hint="".join(traceback.format_exception(error, limit=-5)),
+                hint=_advice(error) or trace(error),
             ) from error
         if not app.has("on_message"):
             raise LoadError(
@@ -100,3 +103,17 @@ def _blame(error: BaseException, file: Path) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if Path(f.filename).is_relative_to(file.parent)]
     return f"{own[-1].filename}:{own[-1].lineno}" if own else f"{file}:1"
+
+
+def _advice(error: BaseException) -> str | None:
+    """What to do about a name that Everlog does not have, or an import of Chainlit."""
+    if isinstance(error, ModuleNotFoundError) and error.name == "chainlit":
+        return "Write `import app as cl`; docs/chat.md lists the names that are there."
+    said = str(error)
+    found = re.match(r"cannot import name '(\w+)' from 'app'|module 'app' has no \w+ '(\w+)'", said)
+    if found is None:
+        return None
+    name = found[1] or found[2]
+    close = difflib.get_close_matches(name, public.__all__, n=1)
+    meant = f"Did you mean {close[0]}? " if close else ""
+    return f"{meant}docs/chat.md lists the names that are there; some of Chainlit's are not yet."

@@ -10,7 +10,7 @@ from typing import Literal
 from app.chat.admission import Admission
 from app.chat.context import Context, enter
 from app.chat.emitter import Emitter
-from app.chat.errors import LLMError
+from app.chat.errors import LLMError, author_frames
 from app.chat.hooks import ChatApp
 from app.chat.session import Session
 from app.chat.step import describe
@@ -268,7 +268,8 @@ class Run:
                 return [self._event(payload) for payload in self._completed()]
             except EverlogError as error:  # the session holds what is not JSON
                 self._error = error
-        log.error("run %s (%s) failed", self.id, self.hook, exc_info=self._error)
+        shown = (type(self._error), self._error, author_frames(self._error))
+        log.error("run %s (%s) failed", self.id, self.hook, exc_info=shown)
         text = card(self._error)
         said = MessagePosted(message=uuid7(), role="assistant", content=text, level="error")
         failed = RunFailed(run=self.id, error=describe(self._error))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-import traceback
 from collections.abc import Callable
 from contextvars import Token
 from types import TracebackType
@@ -14,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar, cast, overload
 import msgspec
 
 from app.chat.context import Context, current, current_step
+from app.chat.errors import trace
 from app.events.catalogue import ErrorInfo, StepCompleted, StepDelta, StepFailed, StepStarted
 from app.events.ids import uuid7
 
@@ -188,13 +188,10 @@ def step(
     return decorate(original) if original is not None else decorate
 
 
-def describe(error: BaseException, *, trace: bool = True) -> ErrorInfo:
+def describe(error: BaseException) -> ErrorInfo:
     """An exception, as the log keeps it."""
-    text = "".join(traceback.format_exception(error)) if trace else None
     return ErrorInfo(
-        kind=type(error).__name__,
-        message=str(error),
-        traceback=text[-MAX_TRACEBACK:] if text else None,
+        kind=type(error).__name__, message=str(error), traceback=trace(error)[-MAX_TRACEBACK:]
     )
 
 

@@ -281,7 +281,7 @@ async def _watch(service: Service, file: Path) -> None:
         service.notice("info", "reloaded", f"{file.name} was reloaded.")
 
     async def failed(error: LoadError) -> None:
-        log.error("%s", error.message)
+        log.error("%s", "\n".join(filter(None, (error.message, error.hint))))
         service.notice("error", "reload_failed", error.message)
 
     await watch_file(file, reloaded=reloaded, failed=failed)

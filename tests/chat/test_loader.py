@@ -70,6 +70,32 @@ def test_errors_name_file_and_line(tmp_path: Path, text: str, line: int, says: s
     assert {m for m in set(sys.modules) - before if m.startswith("everlog_app")} == set()
 
 
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("from app import on_mesage\n", "Did you mean on_message?"),
+        ("from app import set_starters\n", "docs/chat.md lists the names that are there"),
+        ("import app as cl\ncl.ChatSetings\n", "docs/chat.md lists the names that are there"),
+        ("import chainlit as cl\n", "Write `import app as cl`"),
+    ],
+)
+def test_names_that_are_not_there_get_advice(tmp_path: Path, text: str, hint: str) -> None:
+    file = tmp_path / "chat.py"
+    file.write_text(text)
+    with pytest.raises(LoadError) as caught:
+        load(file)
+    assert hint in (caught.value.hint or "")
+
+
+def test_tracebacks_begin_with_the_authors_code(tmp_path: Path) -> None:
+    file = tmp_path / "chat.py"
+    file.write_text("import json\njson.loads('{')\n")
+    with pytest.raises(LoadError) as caught:
+        load(file)
+    first, frame = (caught.value.hint or "").splitlines()[:2]
+    assert first.startswith("Traceback") and frame == f'  File "{file}", line 2, in <module>'
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match=r"none\.py: No such file"):
         load(tmp_path / "none.py")
