@@ -32,7 +32,7 @@ from app.events.postgres_call import Call, Guarded, Names
 from app.events.postgres_exclusive import write_planned
 from app.events.postgres_queue import claims, expiries
 from app.events.postgres_reading import PostgresReading
-from app.events.postgres_tail import Listener, Notifier, Tail, channel_of
+from app.events.postgres_tail import Listener, Notifier, Tail, channel_of, is_same
 from app.events.postgres_writing import WritingConnection
 from app.events.queue import Request
 from app.events.store import (
@@ -153,7 +153,7 @@ class PostgresStore(LogStore):
         return store
 
     async def _start(self, channel: str) -> None:
-        self._tail.begin(await self._reading.head())
+        await self._tail.begin()
         connect = partial(pg.connect, self._dsn, pg.ANSWER_SECONDS)
         listener = Listener(connect, channel, self._tail.ring)
         self._notifier = Notifier(self._reading, channel)
@@ -315,12 +315,15 @@ class PostgresStore(LogStore):
 
         """
         self._versions = {}  # after a failover the log may end earlier than we knew
+        seen, last = self._tail.position, self._tail.last
         incarnation = await conn.fetchval(sql.SELECT_LOG_ROW)
         head = await conn.fetchval(sql.SELECT_HEAD)
-        if incarnation != self.incarnation or head < self._tail.position:
+        there = await conn.fetchrow(sql.SELECT_HEADER, seen)  # none also when it is archived
+        same = there is None or is_same(last, there)
+        if incarnation != self.incarnation or head < seen or not same:
             raise StoreError(
                 f"the database holds another log now, or an older one: it ends at {head}, and "
-                f"event {self._tail.position} has been seen",
+                f"event {seen} has been seen" + ("" if same else " with other content"),
                 hint="after a restore: everlog migrate --new-incarnation; then restart",
             )
 

@@ -21,6 +21,12 @@ ERASE = """
 
 SELECT_HEAD = "SELECT coalesce(max(seq), 0) FROM event"
 
+#: An event but for its data, as `app.events.envelope.Event` has it.
+SELECT_HEADER = """
+    SELECT e.seq, s.name, e.version, t.name, e.schema, e.time, e.actor, e.request, e.run, e.cause
+    FROM event e JOIN stream s ON s.id = e.stream_id JOIN event_type t ON t.id = e.type_id
+    WHERE e.seq = $1"""
+
 SELECT_LAST_STREAM = "SELECT coalesce(max(id), 0) FROM stream"
 
 SELECT_TYPES = "SELECT name, id FROM event_type"

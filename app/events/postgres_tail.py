@@ -13,13 +13,15 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from msgspec.structs import astuple
+
 from app.events import pg
 from app.events.envelope import Event
 from app.events.feed import Feed
 from app.events.postgres_reading import Backoff, PostgresReading
 from app.events.store import StoreClosed
 
-__all__ = ["Listener", "Notifier", "Tail", "channel_of"]
+__all__ = ["Listener", "Notifier", "Tail", "channel_of", "is_same"]
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +42,21 @@ PROBE_SECONDS = 5.0
 """How often the listening connection is tried; a dead one says nothing by itself."""
 
 
+def is_same(seen: Event | None, there: Sequence[Any]) -> bool:
+    """Whether fields of an event, beginning with ``seq``, are those of one seen (or not known).
+
+    Its data does not count: it may have been erased.
+    """
+    return seen is None or astuple(seen)[:10] == tuple(there)[:10]
+
+
 def channel_of(schema: str) -> str:
     """Channel of the log in a schema."""
     return f"everlog.{schema}"[:63]
+
+
+class _OtherLog(Exception):
+    """The database does not hold what was published."""
 
 
 class Tail:
@@ -50,6 +64,7 @@ class Tail:
 
     Attributes:
         position: Last seq published.
+        last: The event there, as far as known.
 
     Args:
         reading: Where events are read.
@@ -66,11 +81,14 @@ class Tail:
         self._published = published
         self._bell = asyncio.Event()
         self.position = 0
+        self.last: Event | None = None
 
-    def begin(self, head: int) -> None:
-        """Begin after ``head``."""
-        self.position = head
-        self._feed.reset(head + 1)
+    async def begin(self) -> None:
+        """Begin after the head as it is now."""
+        self.position = await self._reading.head()
+        found = await self._reading.select(self.position - 1, self.position, None, None, 1)
+        self.last = found[0] if found else None
+        self._feed.reset(self.position + 1)
 
     def ring(self) -> None:
         """There may be news."""
@@ -84,12 +102,12 @@ class Tail:
             self.ring()
 
     def _advance(self, events: Sequence[Event]) -> None:
-        self.position = events[-1].seq
+        self.position, self.last = events[-1].seq, events[-1]
         self._published(events)
         self._feed.publish(events)
 
     async def run(self) -> None:
-        """Read until cancelled. No error ends it."""
+        """Read until cancelled, or until the log is found to be another. No error ends it."""
         backoff = Backoff()
         while True:
             with contextlib.suppress(TimeoutError):
@@ -101,14 +119,23 @@ class Tail:
                 backoff = Backoff()
             except StoreClosed:
                 return
+            except _OtherLog as error:
+                log.error("%s", error)
+                return
             except Exception:
                 log.exception("cannot read the tail of the log; trying again")
                 await backoff.wait()
 
     async def _catch_up(self) -> None:
         while True:
-            events = await self._reading.select(self.position, LAST, None, None, PAGE)
+            position, last = self.position, self.last
+            events = await self._reading.select(position - 1, LAST, None, None, PAGE)
             full = len(events) == PAGE
+            if events and events[0].seq == position and not is_same(last, astuple(events[0])):
+                raise _OtherLog(
+                    f"the database is an older one: event {position} is not the one that was seen; "
+                    "after a restore: everlog migrate --new-incarnation; then restart"
+                )
             events = [event for event in events if event.seq > self.position]
             if not events and not full:
                 return
@@ -123,7 +150,7 @@ class Tail:
 
     def _skip_to(self, head: int) -> None:
         """Forget the ring: followers read what is between from the database."""
-        self.position = head
+        self.position, self.last = head, None
         self._feed.reset(head + 1)
         self._published(())
         self._feed.wake(None)

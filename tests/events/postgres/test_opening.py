@@ -18,6 +18,7 @@ from app.events.postgres_migrate import apply
 from app.events.store import Append, StoreClosed
 from app.events.url import parse_url
 from tests.contract.support import note, notes
+from tests.events.postgres.conftest import Follower
 from tests.support.postgres import (
     Cluster,
     binaries,
@@ -234,16 +235,41 @@ async def test_schemas_are_logs_of_their_own(postgres: Cluster, postgres_url: st
     assert "CREATE SCHEMA" in (error.hint or "")
 
 
+async def set_back(url: str, seq: int) -> None:
+    """Fail over to a replica that had not received the events from ``seq`` on."""
+    conn = await pg.connect(url)
+    await conn.execute("DELETE FROM event WHERE seq >= $1", seq)
+    await conn.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    await conn.close()
+
+
 async def test_a_log_that_was_set_back(postgres_url: str) -> None:
     """After a failover that lost events nothing is written over what clients have seen."""
     async with open_store(postgres_url) as store:
         await store.append(notes("thread/a", "1", "2"))
-        conn = await pg.connect(postgres_url)
-        await conn.execute("DELETE FROM event WHERE seq = 2")
-        await conn.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
-        await conn.close()
+        await set_back(postgres_url, 2)
         with pytest.raises(Exception, match="an older one"):
             await store.append(notes("thread/a", "3"))
+
+
+async def test_a_log_that_was_set_back_and_has_grown_since(
+    postgres_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another node was faster: what is there has the same positions, and other content."""
+    async with open_store(postgres_url) as store:
+        follower = Follower(store)
+        await store.append(notes("thread/a", "1", "2"))
+        await follower.reached(2)
+        await set_back(postgres_url, 2)
+        async with open_store(postgres_url) as other:
+            await other.append(notes("thread/b", "another 2", "3"))
+        async with asyncio.timeout(5):
+            while "an older one" not in caplog.text:  # noqa: ASYNC110 - a log line
+                await asyncio.sleep(0.02)
+        with pytest.raises(Exception, match="event 2 has been seen with other content"):
+            await store.append(notes("thread/a", "3"))
+        assert [event.seq for event in follower.seen] == [1, 2]
+        await follower.stop()
