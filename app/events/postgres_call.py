@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,7 @@ from app.events.store import (
 __all__ = ["Call", "Guarded", "Names"]
 
 _encode = msgspec.json.Encoder().encode
+_encode_lines = msgspec.json.Encoder().encode_lines
 
 #: Text that stands in JSON as it is.
 _PLAIN = re.compile(r"[ !#-\[\]-~]*").fullmatch
@@ -58,12 +60,12 @@ class Guarded(msgspec.Struct, frozen=True):
 
 
 class _Answer(msgspec.Struct):
-    code: list[int]
     x: list[int]
     y: list[int]
-    text: list[str | None]
-    streams: list[int]
-    types: list[int]
+    code: list[int] | None
+    text: list[str | None] | None
+    streams: list[int] | None
+    types: list[int] | None
 
 
 _decode = msgspec.json.Decoder(_Answer).decode
@@ -178,17 +180,18 @@ class Call:
             now,
             self._now,
             len(self._appends),
-            streams,
-            [names.ids.get(name, 0) for name in streams],
-            [-1 if name in self._exact else versions.get(name, -1) for name in streams],
-            _heads(streams),
-            types,
-            [names.types.get(name, 0) for name in types],
-            list(self._requests),
-            list(self._commands),
-            list(actors),
+            _literal(streams),
+            _literal([names.ids.get(name, 0) for name in streams]),
+            _literal([-1 if name in self._exact else versions.get(name, -1) for name in streams]),
+            _literal(_heads(streams)),
+            _literal(types),
+            _literal([names.types.get(name, 0) for name in types]),
+            _literal(list(self._requests)),
+            _literal(list(self._commands)),
+            _literal(list(actors)),
             _MOVES,
             *self._append_columns(),
+            *self._places(),
             _unless_all(kinds, 1),
             _unless_all([event.schema for event in events], 1),
             _unless_all(self._times, self._now),
@@ -196,45 +199,57 @@ class Call:
             _unless_all([event.request for event in events], None),
             _unless_all([event.run for event in events], None),
             _unless_all([event.cause for event in events], None),
-            [event.data for event in events],
+            *_joined([event.data for event in events]),
             os.urandom(SALT * len(events)),
             self._tails(),
-            *_columns(self._moves or (), 4),
-            *_columns(self._queued, 4),
+            *map(_literal, _columns(self._moves or (), 4)),
+            *map(_literal, _columns(self._queued, 4)),
         ]
 
-    def _append_columns(self) -> list[list[Any]]:
+    def _append_columns(self) -> list[str]:
         """Lists of appends; those that say nothing are empty."""
         streams, counts, expected, commands, fences, epochs = _columns(self._heads, 6)
         kinds, workers, leases = _columns([(g.kind, g.worker, g.lease) for g in self._guards], 3)
         return [
-            [] if streams == list(range(1, len(streams) + 1)) else streams,
+            _literal([] if streams == list(range(1, len(streams) + 1)) else streams),
             _unless_all(counts, 1),
             _unless_all(expected, ANY),
             _unless_all(commands, 0),
             _unless_all(fences, 0),
             _unless_all(epochs, 0),
-            kinds,
-            workers,
-            leases,
+            _literal(kinds),
+            _literal(workers),
+            _literal(leases),
         ]
 
-    def _tails(self) -> list[str]:
-        """The JSON of each header after its version."""
-        return [
-            "," + _encode((e.type, e.schema, time, e.actor, e.request, e.run, e.cause)).decode()[1:]
-            for e, time in zip(self._new, self._times, strict=True)
-        ]
+    def _places(self) -> tuple[str, str]:
+        """Each event's append, and its place in it from 0; empty if every append has one event."""
+        counts = [len(append.events) for append in self._appends]
+        if len(self._new) == len(counts):
+            return "{}", "{}"
+        places = [place for place, count in enumerate(counts, 1) for _ in range(count)]
+        return _literal(places), _literal([step for count in counts for step in range(count)])
+
+    def _tails(self) -> str:
+        """The JSON of each header after its version, a line each: JSON has no other line ends."""
+        lines = _encode_lines(
+            [
+                (e.type, e.schema, time, e.actor, e.request, e.run, e.cause)
+                for e, time in zip(self._new, self._times, strict=True)
+            ]
+        )
+        return lines[:-1].decode().replace("[", ",", 1).replace("\n[", "\n,")
 
     def outcomes(self, answer: str) -> tuple[list[Outcome], list[Event]]:
         """What became of each append, and the events written, in order of seq."""
         said = _decode(answer)
         self._learn(said)
+        codes, texts = said.code or itertools.repeat(0), said.text or itertools.repeat(None)
         outcomes: list[Outcome] = []
         written: list[Event] = []
         first = 0
-        for append, code, x, y, text in zip(
-            self._appends, said.code, said.x, said.y, said.text, strict=True
+        for append, x, y, code, text in zip(
+            self._appends, said.x, said.y, codes, texts, strict=False
         ):
             count = len(append.events)
             if code == 0:
@@ -245,41 +260,30 @@ class Call:
             first += count
         return outcomes, written
 
-    def _learn(self, said: _Answer) -> None:
-        names = self._names
-        for name, id in zip(self._streams, said.streams, strict=True):
-            if id and name not in names.ids:
-                names.learn_stream(name, id)
-        for name, id in zip(self._types, said.types, strict=True):
-            if id and name not in names.types:
-                names.learn_type(name, id)
-
     def _write(
         self, append: Append, first: int, seq: int, version: int, written: list[Event]
     ) -> None:
-        for at, event in enumerate(append.events):
-            written.append(
-                Event(
-                    seq=seq + at,
-                    stream=append.stream,
-                    version=version + at,
-                    type=event.type,
-                    schema=event.schema,
-                    time=self._times[first + at],
-                    actor=event.actor,
-                    request=event.request,
-                    run=event.run,
-                    cause=event.cause,
-                    data=event.data,
-                )
-            )
+        stream = append.stream
+        for at, e in enumerate(append.events):
+            time = self._times[first + at]
+            head = (seq + at, stream, version + at, e.type, e.schema, time)
+            written.append(Event(*head, e.actor, e.request, e.run, e.cause, e.data))
+
+    def _learn(self, said: _Answer) -> None:
+        names = self._names
+        for name, id in zip(self._streams, said.streams or (), strict=False):
+            if id and name not in names.ids:
+                names.learn_stream(name, id)
+        for name, id in zip(self._types, said.types or (), strict=False):
+            if id and name not in names.types:
+                names.learn_type(name, id)
 
 
 def _heads(streams: list[str]) -> list[str]:
-    """The JSON of each header between seq and version; none if that is just the names quoted."""
+    """Names as they stand in JSON, without quotes; none if that is what they are anyway."""
     if all(map(_PLAIN, streams)):
         return []
-    return [f",{_encode(name).decode()}," for name in streams]
+    return [_encode(name).decode()[1:-1] for name in streams]
 
 
 def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
@@ -287,9 +291,33 @@ def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)] or [[] for _ in range(width)]
 
 
-def _unless_all(values: list[Any], default: Any) -> list[Any]:
-    """The values; none if all are the default, which spares coding them."""
-    return values if values.count(default) < len(values) else []
+def _literal(values: list[Any]) -> str:
+    """A list of texts, numbers and None as an array literal of Postgres.
+
+    That is JSON with other brackets, but for what stands behind a backslash.
+    """
+    text = _encode(values).decode()
+    if "\\" in text:
+        text = ",".join(map(_element, values)).join("[]")
+    return f"{{{text[1:-1]}}}"
+
+
+def _element(value: Any) -> str:
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return _encode(value).decode()
+
+
+def _unless_all(values: list[Any], default: Any) -> str:
+    """The values; none if all are the default."""
+    return _literal(values) if values.count(default) < len(values) else "{}"
+
+
+def _joined(parts: list[bytes]) -> tuple[bytes, str, str]:
+    """Parts in a row; where each starts, from 1; and how long it is."""
+    sizes = list(map(len, parts))
+    starts = list(itertools.accumulate(sizes[:-1], initial=1))
+    return b"".join(parts), _literal(starts), _literal(sizes)
 
 
 #: By code: from events, two numbers and a text to an outcome.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 SELECT_LOG_ROW = "SELECT incarnation FROM log"
 
 INSERT_LOG = """
@@ -148,5 +150,24 @@ PRUNE_BATCHES = "DELETE FROM batch WHERE time < $1"
 
 PRUNE_NODES = "DELETE FROM node WHERE until < $1"
 
-#: Its arguments are those of `Call.arguments`.
-APPEND_BATCH = f"SELECT append_batch({', '.join(f'${place}' for place in range(1, 43))})"
+#: Types of the arguments of ``append_batch``, those of `Call.arguments`. "lines" is a list of texts
+#: that hold no line ends.
+_APPEND_TYPES = """
+    text bigint bigint bigint integer
+    text[] bigint[] integer[] text[] text[] integer[] text[] text[] text[] jsonb
+    integer[] integer[] integer[] integer[] integer[] integer[] integer[] text[] bigint[]
+    integer[] integer[] integer[] integer[] bigint[] integer[] text[] text[] text[]
+    bytea integer[] integer[] bytea lines
+    integer[] integer[] boolean[] integer[] integer[] text[] bigint[] text[]"""
+
+
+def _argument(place: int, type: str) -> str:
+    if type == "lines":
+        return f"string_to_array(${place}, E'\\n')"
+    return f"${place}::text::{type}" if type.endswith("[]") else f"${place}"
+
+
+#: Each list comes as one text: asyncpg would code it element by element, and ask of each whether
+#: it is a list itself.
+APPEND_BATCH = f"""
+    SELECT append_batch({", ".join(map(_argument, itertools.count(1), _APPEND_TYPES.split()))})"""

@@ -90,9 +90,10 @@ class Tail:
         self.last = found[0] if found else None
         self._feed.reset(self.position + 1)
 
-    def ring(self) -> None:
-        """There may be news."""
-        self._bell.set()
+    def ring(self, head: int = LAST) -> None:
+        """There may be news up to ``head``. What this node wrote itself is none."""
+        if head > self.position:
+            self._bell.set()
 
     def publish(self, events: Sequence[Event]) -> None:
         """Publish commits of this node, unless others came before them: then read those first."""
@@ -162,12 +163,13 @@ class Listener:
     Args:
         connect: Opens a connection.
         channel: What to listen to.
-        heard: Called at each notification, and after each new connection.
+        heard: Called at each notification with the head it tells of, and after each new
+            connection with `LAST`.
 
     """
 
     def __init__(
-        self, connect: Callable[[], Awaitable[Any]], channel: str, heard: Callable[[], None]
+        self, connect: Callable[[], Awaitable[Any]], channel: str, heard: Callable[[int], None]
     ) -> None:
         self._connect = connect
         self._channel = channel
@@ -180,8 +182,8 @@ class Listener:
             try:
                 conn = await self._connect()
                 try:
-                    await conn.add_listener(self._channel, lambda *_: self._heard())
-                    self._heard()  # what came before we listened
+                    await conn.add_listener(self._channel, self._hear)
+                    self._heard(LAST)  # what came before we listened
                     backoff = Backoff()
                     await self._probe(conn)
                 finally:
@@ -191,6 +193,9 @@ class Listener:
             except Exception as error:
                 log.info("not listening for notifications, polling: %s", error)
             await backoff.wait()
+
+    def _hear(self, conn: Any, pid: int, channel: str, payload: str) -> None:
+        self._heard(int(payload) if payload.isdecimal() else LAST)
 
     async def _probe(self, conn: Any) -> None:
         while True:

@@ -25,6 +25,9 @@ from tests.support.postgres import Cluster, new_database
 
 __all__ = ["Pace", "Writer", "delta", "empty_log", "flushes", "server_version"]
 
+VERSIONS = 7
+"""Place of the versions among the arguments of ``append_batch``."""
+
 TEXT = "A few words, as long as the text of a batch of tokens is. " * 2
 
 
@@ -86,7 +89,8 @@ class Writer:
         self.statement = sql.APPEND_BATCH
         self.head = 0  # last seq written
         self._number = self._version = 0
-        self._arguments = self._call.arguments(uuid7(), 1, None, {})
+        self._id, self._streams = uuid7(), streams
+        self._arguments = self._call.arguments(self._id, 1, None, {})
 
     async def write(self) -> None:
         """One commit."""
@@ -95,11 +99,10 @@ class Writer:
         answer = await self._conn.fetchval(self.statement, *self._arguments)
         self.head = self._call.outcomes(answer)[1][-1].seq
         if self._number == 1:  # ids of streams and types are known from now on
-            names = self._call._names
-            self._arguments[4] = [names.ids[name] for name in self._arguments[3]]
-            self._arguments[8] = [names.types[name] for name in self._arguments[7]]
+            self._arguments = self._call.arguments(self._id, 1, None, {})
         self._version += self._events
-        self._arguments[5] = [self._version] * len(self._arguments[3])
+        versions = ",".join([str(self._version)] * self._streams)
+        self._arguments[VERSIONS] = f"{{{versions}}}"
 
     async def run(
         self, until: float, pace: Pace, after: Callable[[int], None] | None = None

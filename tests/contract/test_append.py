@@ -11,6 +11,7 @@ from app.events.envelope import NewEvent
 from app.events.leaf import leaves
 from app.events.logstore import LogStore
 from app.events.store import (
+    ANY,
     NO_STREAM,
     Append,
     Appended,
@@ -60,6 +61,38 @@ async def test_everything_comes_back_as_it_was_given(store: EventStore, clock: C
         assert getattr(first, field) == getattr(given, field)
     assert second.time == clock.now
     assert (second.actor, second.request, second.run, second.cause) == ("system", None, None, None)
+
+
+AWKWARD = ['"', "\\", "a\nb", "\t", "{", "}", "null", "NULL", ",", "", "ü\u2028", "\x7f", "'", "$1"]
+
+
+async def test_awkward_texts_come_back_and_hash_as_they_are(store: LogStore) -> None:
+    """Wherever a text may stand, with neighbours that have none or are refused."""
+    appends = [
+        Append(
+            stream=f'thread/{place}"\\{{,',
+            events=[
+                NewEvent(type="later.invented", data=b"{}", actor=text, run=text, time=place),
+                NewEvent(type="later.invented", data=b'{"\\n":"\\\\"}', request=text, cause=text),
+            ][: 1 + place % 2],
+            expected=5 if place % 3 == 2 else ANY,
+            command=f'{place}"\\',
+        )
+        for place, text in enumerate(AWKWARD)
+    ]
+    outcomes = await store.append_many(appends)
+    assert [isinstance(o, Appended) for o in outcomes] == [a.expected == ANY for a in appends]
+    given = [(a.stream, e) for a in appends if a.expected == ANY for e in a.events]
+    rows = await store.rows(after=0, limit=100)
+    for row, (stream, new) in zip(rows, given, strict=True):
+        assert not isinstance(row, StoreError)
+        event, salt, leaf = row
+        assert event.stream == stream
+        for field in ("type", "data", "actor", "request", "run", "cause"):
+            assert getattr(event, field) == getattr(new, field)
+        assert leaves([event], [salt]) == [leaf]
+    again = await store.append_many([a for a in appends if a.expected == ANY])
+    assert all(isinstance(outcome, Duplicate) for outcome in again)
 
 
 async def test_expected_version(store: EventStore) -> None:
