@@ -93,14 +93,15 @@ class ThreadJobs:
     # ------------------------------------------------------------------------- recovery
 
     async def recover(self) -> None:
-        """Take over or end the runs whose process is gone, and begin what waits behind them.
+        """Take over or end the runs whose process is gone, and begin what waits.
 
         Several processes may try at once: one of them does it.
         """
         while not self._shared.draining:
             state = await self.refresh()
             left = [run for run in running(state) if self._shared.left_behind(run.id, run.node)]
-            if not left or await self._take(state, left):
+            waiting = not (self.busy or running(state)) and waits(state)
+            if not (left or waiting) or await self._take(state, left):
                 return
 
     async def _take(self, state: ThreadState, left: list[RunState]) -> bool:

@@ -1,28 +1,32 @@
-"""What somebody left in the middle of something: which threads, and what of a run."""
+"""What somebody left in the middle of something, or unanswered: threads, and what of a run."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from app.events.catalogue import (
     ErrorInfo,
     MessageCompleted,
+    MessagePosted,
     RequestCancelled,
     RunResumed,
     RunStarted,
     StepFailed,
 )
-from app.events.codec import decode, new
+from app.events.codec import new, readable
 from app.events.envelope import NewEvent, thread_of
 from app.events.lifecycle import TERMINAL
 from app.events.store import EventStore
 from app.projections.state import RunState, ThreadState
 from app.projections.views import Views
 
-__all__ = ["MAX_RESUMES", "left_open", "resumes", "unfinished_threads"]
+__all__ = ["MAX_RESUMES", "left_open", "resumes", "unfinished_threads", "waiting_threads"]
 
 MAX_RESUMES = 20
 """How often a handler is called again for one message: it may be what ends the process."""
+RECENT_SECONDS = 24 * 3600.0
+"""Messages that have waited for longer in a thread where nothing happened are left alone."""
 
 _ENDS = ("run.completed", "run.failed", "run.stopped", "run.interrupted")
 
@@ -46,6 +50,27 @@ async def unfinished_threads(
     return list(dict.fromkeys(thread for thread, run, node in rows if left_behind(run, node)))
 
 
+async def waiting_threads(store: EventStore, views: Views | None) -> list[str]:
+    """Return the threads in which messages may wait that nobody has begun to answer.
+
+    Args:
+        store: The log.
+        views: Read models that have reached the head; None reads the log.
+
+    """
+    since = time.time_ns() - int(RECENT_SECONDS * 1e9)
+    if views is not None:
+        return await views.waiting_threads(since=since)
+    found: dict[str, str] = {}  # thread -> its last message of a user, unless that was begun
+    async for event in store.read(types=("message.posted", "run.started")):
+        thread, payload = thread_of(event.stream) or "", readable(event)
+        if isinstance(payload, MessagePosted) and payload.role == "user" and event.time >= since:
+            found[thread] = payload.message
+        elif isinstance(payload, RunStarted) and payload.message == found.get(thread):
+            del found[thread]
+    return list(found)
+
+
 async def _unfinished(store: EventStore) -> list[tuple[str, str, str]]:
     """Thread, run and node of all unfinished runs."""
     found: dict[str, tuple[str, str, str]] = {}
@@ -54,7 +79,7 @@ async def _unfinished(store: EventStore) -> list[tuple[str, str, str]]:
         if event.type in _ENDS:
             found.pop(run, None)
         elif thread is not None:
-            payload = decode(event)
+            payload = readable(event)
             if isinstance(payload, RunStarted | RunResumed):
                 found[run] = (thread, run, payload.node)
     return list(found.values())

@@ -26,7 +26,7 @@ from app.chat.commands import (
 )
 from app.chat.errors import Refused
 from app.chat.hooks import ChatApp
-from app.chat.recovery import unfinished_threads
+from app.chat.recovery import unfinished_threads, waiting_threads
 from app.chat.run import GRACE, Shared
 from app.chat.thread import ThreadRuns
 from app.config import ChatConfig, ServerConfig, StreamConfig
@@ -96,6 +96,7 @@ class Runtime:
         self._threads: dict[str, ThreadRuns] = {}
         self._crowded = MAX_IDLE
         self._recovered = asyncio.Event()
+        self._nodes: frozenset[str] | None = None  # alive when it was last swept
 
     @property
     def app(self) -> ChatApp:
@@ -295,10 +296,18 @@ class Runtime:
         runs.opened = False
 
     async def _sweep(self) -> None:
-        """Recover the threads whose runs have nobody who makes them."""
-        left_behind = self._shared.left_behind
-        for thread in await unfinished_threads(self._store, self._views, left_behind):
+        """Recover the threads whose runs have nobody who makes them.
+
+        Also those with messages that wait, after a node went away: one that drains begins nothing
+        more, and nobody else has heard of what it took.
+        """
+        left_behind, nodes = self._shared.left_behind, self.presence.nodes
+        threads = await unfinished_threads(self._store, self._views, left_behind)
+        if self._nodes is None or self._nodes - nodes:
+            threads += await waiting_threads(self._store, self._views)
+        for thread in threads:
             await self._thread(thread).recover()
+        self._nodes = nodes
 
     async def _keep_sweeping(self) -> None:
         """Sweep after every beat: one of those that are alive takes over from who is gone."""

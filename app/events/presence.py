@@ -108,7 +108,7 @@ class Presence:
         """
         begun = time.monotonic()
         told = False
-        while others := self._namesakes(await self._beat()):
+        while self._namesakes(await self._beat()):
             if time.monotonic() - begun > self._lease * 1.5:
                 await self.leave()
                 raise StartupError(
@@ -120,7 +120,6 @@ class Presence:
                 log.warning("waiting up to %.0f s for the last process called %s to be gone",
                             self._lease * 1.5, self._shown)  # fmt: skip
                 told = True
-            del others
             await asyncio.sleep(min(self._lease / 5, 1.0))
         if getattr(self._store, "exclusive", False):
             self._steady -= 2 * self._lease  # nobody else is to be waited for
@@ -172,6 +171,11 @@ class Presence:
         self._until = 0.0
         self._sure.clear()
         await self._store.leave(node=self._self)
+
+    @property
+    def nodes(self) -> frozenset[str]:
+        """Names of the nodes that are alive, as of the last beat: all but engine workers."""
+        return frozenset(name for name in self.live if not name.startswith(WORKER))
 
     @property
     def certain(self) -> bool:

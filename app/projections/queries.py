@@ -20,6 +20,7 @@ __all__ = [
     "threads",
     "timeline",
     "unfinished_runs",
+    "waiting_threads",
 ]
 
 Prefixes = dict[str, str]
@@ -197,3 +198,24 @@ def unfinished_runs(connection: Connection, using: Prefixes) -> list[RunRow]:
         )
         for id, thread, node, hook, resumable, message in connection.all(sql)
     ]
+
+
+def waiting_threads(connection: Connection, using: Prefixes, *, since: int) -> list[str]:
+    """See `Views.waiting_threads`."""
+    p = using["history"]
+    sql = f"""
+        SELECT id FROM (
+            SELECT t.id, t.active, (
+                SELECT m.id FROM {p}message m
+                WHERE m.thread = t.id
+                    AND m.role = 'user' AND m.run IS NULL AND m.status <> 'removed'
+                ORDER BY m.first DESC LIMIT 1
+            ) AS asked
+            FROM {p}thread t WHERE t.deleted = 0 AND t.updated >= ?
+        ) AS recent
+        WHERE asked IS NOT NULL
+            AND EXISTS (SELECT 1 FROM {p}run r WHERE r.thread = recent.id)
+            AND NOT EXISTS (
+                SELECT 1 FROM {p}run r WHERE r.thread = recent.id AND r.message = recent.asked)
+        ORDER BY active, id"""
+    return [id for (id,) in connection.all(sql, since)]

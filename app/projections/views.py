@@ -249,6 +249,15 @@ class Views:
         """Return the runs that have not ended, oldest first."""
         return await self._read(queries.unfinished_runs)
 
+    async def waiting_threads(self, *, since: int) -> list[str]:
+        """Return the conversations that had runs and whose last user message began none.
+
+        Args:
+            since: Only those with events at or after this time, in ns since the epoch.
+
+        """
+        return await self._read(lambda c, p: queries.waiting_threads(c, p, since=since))
+
     # --------------------------------------------------------------------------- operation
 
     @property

@@ -13,8 +13,10 @@ import pytest
 import app as el
 from app.chat.commands import DeleteCommand, RenameCommand
 from app.chat.errors import Refused
+from app.chat.jobs import FROM_API
 from app.errors import StartupError
-from app.events.catalogue import RunResumed, RunStarted
+from app.events.catalogue import MessagePosted, RunResumed, RunStarted
+from app.events.codec import new
 from app.events.envelope import Event, thread_stream
 from app.events.ids import uuid7
 from app.events.open import open_store
@@ -22,6 +24,7 @@ from app.events.postgres import PostgresStore
 from app.events.presence import Presence
 from app.events.store import Append, EventStore, Outcome, StoreError
 from app.projections.state import ThreadState
+from app.projections.views import Views
 from tests.chat.conftest import USER, Chat, app_of, serving
 from tests.support.postgres import new_database
 
@@ -213,6 +216,50 @@ async def test_what_waits_at_a_node_that_drains_is_answered_where_people_come_ba
         ("a", "completed"),
         ("b", "completed"),
     ]
+
+
+async def test_what_waits_at_a_node_that_drains_is_answered_by_another_soon(
+    stores: Stores, thread: str
+) -> None:
+    """Though nobody comes to look."""
+    api = MessagePosted(message=uuid7(), role="user", content="x", metadata={FROM_API: True})
+    async with serving(stores[1], app_of(on_message=slow), node="b", lease=LEASE) as b:
+        async with serving(stores[0], app_of(on_message=slow), node="a", lease=LEASE) as a:
+            await b.runtime.presence.beat()  # it has seen that there are two
+            other = uuid7()  # here nobody is to answer
+            await a.ask(other, "1")
+            await stores[0].append(Append(stream=thread_stream(other), events=[new(api)]))
+            await a.post(thread, "20")
+            await a.post(thread, "2")
+            await a.post(thread, "3")
+            await a.runtime.drain()
+        state = await b.settled(thread, runs=3)
+        assert len((await b.state(other)).runs) == 1
+    check_order(state)
+    assert [(run.node, run.status) for run in state.runs] == [
+        ("a", "completed"),
+        *[("b", "completed")] * 2,
+    ]
+
+
+@pytest.mark.parametrize("read_models", [True, False])
+async def test_what_waits_at_the_only_node_is_answered_when_it_is_back(
+    tmp_path: Path, thread: str, read_models: bool
+) -> None:
+    app = app_of(on_message=slow)
+    async with open_store(f"sqlite:///{tmp_path / 'log.db'}") as store:
+        async with serving(store, app) as chat:
+            await chat.post(thread, "20")
+            await chat.post(thread, "2")
+            await chat.runtime.drain()
+            assert len((await chat.state(thread)).runs) == 1
+        async with (
+            Views.open(store, tmp_path / "views") as views,
+            serving(store, app, views=views if read_models else None) as chat,
+        ):
+            state = await chat.settled(thread, runs=2)
+    check_order(state)
+    assert [run.status for run in state.runs] == ["completed"] * 2
 
 
 async def test_a_message_is_not_forgotten_because_it_came_while_the_log_was_looked_at(

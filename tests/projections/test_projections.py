@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.chat.jobs import waits
 from app.events import catalogue as c
 from app.events.memory import MemoryStore
-from app.projections import ledger
+from app.projections import ledger, queries
 from app.projections.database import Where, connect
 from app.projections.folding import fold
 from app.projections.reading import read
@@ -58,6 +59,7 @@ def assert_same(log: History, cuts: set[int], where: Where = ":memory:") -> None
             _assert_same_history(state, folded)
             _assert_same_spans(state, folded)
             _assert_same_requests(state, folded)
+            _assert_waiting_is_found(state, folded)
     folded.connection.close()
 
 
@@ -143,6 +145,19 @@ def _assert_same_requests(s: ThreadState, folded: Folded) -> None:
         )
         for r in s.requests
     ]
+
+
+def _assert_waiting_is_found(s: ThreadState, folded: Folded) -> None:
+    found = queries.waiting_threads(folded.connection, {"history": "history_1_"}, since=s.updated)
+    begun = {run.message for run in s.runs}
+    asked = [m for m in s.messages if m.role == "user" and m.run is None and m.status != "removed"]
+    expected = bool(s.runs and not s.deleted and asked and asked[-1].id not in begun)
+    assert (s.id in found) == expected
+    assert expected or not waits(s)
+    late = queries.waiting_threads(
+        folded.connection, {"history": "history_1_"}, since=s.updated + 1
+    )
+    assert s.id not in late
 
 
 @settings(max_examples=400, deadline=None)
