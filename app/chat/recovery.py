@@ -66,7 +66,7 @@ async def waiting_threads(store: EventStore, views: Views | None) -> list[str]:
         thread, payload = thread_of(event.stream) or "", readable(event)
         if isinstance(payload, MessagePosted) and payload.role == "user" and event.time >= since:
             found[thread] = payload.message
-        elif isinstance(payload, RunStarted) and payload.message == found.get(thread):
+        elif isinstance(payload, RunStarted) and payload.message == found.get(thread, ""):
             del found[thread]
     return list(found)
 
