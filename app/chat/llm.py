@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, Unpack
 import msgspec
 
 from app.chat.context import Context, current
+from app.chat.embedding import Embeddings, inputs
 from app.chat.errors import LLMError
 from app.chat.sampling import Sampling, sampling_params
 from app.errors import InputError
 from app.events.catalogue import (
     ChatMessage,
+    Embedding,
     ErrorInfo,
     Payload,
     RequestCancelled,
@@ -115,8 +117,7 @@ class Generation:
             self._ctx.generations.append(self)
             queued = msgspec.structs.replace(self._queued, tenant=actor_of(self._ctx.user))
             if self._timeout is not None:
-                deadline = time.time_ns() + int(self._timeout * 1e9)
-                queued = msgspec.structs.replace(queued, deadline=deadline)
+                queued = msgspec.structs.replace(queued, deadline=_deadline(self._timeout))
             self._version = await self._ctx.commit(*events(queued))
 
     async def cancel(self) -> None:
@@ -233,6 +234,44 @@ class LLM:
         )
         return Generation(queued, timeout=_timeout(timeout))
 
+    async def embed(
+        self,
+        texts: str | Sequence[str],
+        *,
+        dimensions: int | None = None,
+        model: str | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> list[list[float]]:
+        """Make vectors of texts: pooled hidden states, of length 1.
+
+        Args:
+            texts: One, or several. None is cut.
+            dimensions: Cut the vectors to this length, and scale them to length 1 again.
+            model: Only a worker with this model; None takes any.
+            priority: A larger one runs earlier.
+            timeout: Seconds from the call until it fails with code ``timeout``.
+
+        Returns:
+            A vector for each text, in their order.
+
+        Raises:
+            InputError: An argument is wrong; ``field`` names it.
+            LLMError: The engine could not read a text.
+
+        """
+        if dimensions is not None and dimensions < 1:
+            raise InputError(f"must be at least 1, not {dimensions}", field="dimensions")
+        call = Embeddings(
+            current(),
+            inputs(texts),
+            Embedding(dimensions=dimensions),
+            model=model,
+            priority=priority,
+            deadline=_deadline(_timeout(timeout)),
+        )
+        return await call.vectors()
+
 
 llm = LLM()
 
@@ -276,3 +315,7 @@ def _timeout(seconds: float | None) -> float | None:
     if seconds is not None and not seconds > 0:
         raise InputError(f"must be above 0 seconds, not {seconds}", field="timeout")
     return seconds
+
+
+def _deadline(seconds: float | None) -> int | None:
+    return None if seconds is None else time.time_ns() + int(seconds * 1e9)

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from app.engine.llm import LLM, Completion
-    from app.engine.sampling import SamplingParams
+    from app.engine.sampling import SamplingParams, Structured
 
-__all__ = ["LLM", "Completion", "SamplingParams"]
+__all__ = ["LLM", "Completion", "SamplingParams", "Structured"]
 
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for: the core imports this package too, and needs none of it."""
-    if name == "SamplingParams":
-        from app.engine.sampling import SamplingParams
+    if name in ("SamplingParams", "Structured"):
+        from app.engine import sampling
 
-        return SamplingParams
+        return getattr(sampling, name)
     if name in __all__:
         from app.engine import llm
 

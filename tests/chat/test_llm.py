@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import app as el
+from app.chat import embedding
 from app.chat.app import builtin, load
 from app.chat.hooks import ChatApp
 from app.chat.sampling import Sampling
@@ -263,6 +264,39 @@ async def test_every_way_to_ask_the_model(engine: Engine, thread: str) -> None:
 
 
 @pytest.mark.model
+async def test_vectors_of_texts_come_in_order(
+    engine: Engine, thread: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedding, "WINDOW", 3)
+    texts = ["A cat sits on the mat.", "Shares fell on Monday.", "The mat has a cat on it."] * 2
+    seen: dict[str, object] = {}
+
+    async def on_message() -> None:
+        seen["vectors"] = await el.llm.embed(texts)
+        seen["short"] = await el.llm.embed(texts[0], dimensions=16)
+        try:
+            await el.llm.embed(["fine", "x " * 2000])
+        except el.LLMError as error:
+            seen["error"] = (error.code, error.message.partition(":")[0])
+
+    async with serving(engine[0], app_of(on_message=on_message)) as chat:
+        await chat.post(thread)
+        state = await chat.settled(thread, seconds=PATIENCE)
+    assert state.runs[0].status == "completed", state.runs[0].error
+    cat, shares, mat, *again = seen["vectors"]  # type: ignore[misc]
+    assert sum(a * a for a in cat) == pytest.approx(1, abs=1e-5)
+    assert sum(a * b for a, b in zip(cat, mat, strict=True)) > sum(
+        a * b for a, b in zip(cat, shares, strict=True)
+    )
+    for one, two in zip((cat, shares, mat), again, strict=True):
+        assert one == pytest.approx(two, abs=1e-4)
+    (short,) = seen["short"]  # type: ignore[misc]
+    assert len(short) == 16
+    assert seen["error"] == ("context", "texts[1]")
+    assert state.requests == []
+
+
+@pytest.mark.model
 async def test_the_built_in_chat_stops_and_goes_on(engine: Engine, thread: str) -> None:
     store, _ = engine
     long, ask = "Write a long story about the sea.", "What is the capital of France?"
@@ -340,3 +374,22 @@ async def test_the_llm_examples(engine: Engine, thread: str, name: str) -> None:
         assert {s.status for s in state.steps} == {"completed"}
         notes = [s for s in state.steps if s.name == "summarize"]
         assert len(notes) == 2 and all(s.request for s in notes)
+
+
+@pytest.mark.model
+async def test_the_documents_example(engine: Engine, thread: str, tmp_path: Path) -> None:
+    (tmp_path / "cats.md").write_text("Cats sleep for sixteen hours a day, and like fish.")
+    (tmp_path / "shares.txt").write_text("Shares fell on Monday, after the bank raised its rates.")
+    (tmp_path / "picture.png").write_bytes(b"no text")
+    app = load(EXAMPLES / "documents.py")
+    app.hooks["on_message"].__globals__.update(FOLDER=tmp_path, BEST=1)
+    async with serving(engine[0], app) as chat:
+        await chat.post(thread, "For how many hours do cats sleep?")
+        state = await chat.settled(thread, seconds=PATIENCE)
+    assert state.runs[0].status == "completed", state.runs[0].error
+    assert [(s.name, s.kind) for s in state.steps] == [
+        ("read_documents", "embedding"),
+        ("find", "retrieval"),
+    ]
+    assert "sixteen" in state.messages[1].content or "16" in state.messages[1].content
+    assert state.messages[2].content == "Sources: `cats.md`"
