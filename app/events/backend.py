@@ -7,7 +7,7 @@ from typing import Protocol
 
 from app.events.envelope import Event
 from app.events.ledger import Batch, Found, Missing, State
-from app.events.moves import Catalog
+from app.events.moves import Catalog, Spans
 from app.events.store import Lease, StoreError
 
 __all__ = ["Backend", "Reading", "Remembered", "Row"]
@@ -80,6 +80,10 @@ class Reading(Protocol):
 
     async def catalog(self, after: int, until: int, stream: str | None) -> Catalog:
         """Segments with events at ``after < position <= until``, by first position; one look."""
+        ...
+
+    async def spans(self, object: str) -> Spans | None:
+        """What the catalog says of a segment's streams; None if there is no such segment."""
         ...
 
     async def uploads(self) -> list[str]:

@@ -18,10 +18,11 @@ from app.events.envelope import Event
 from app.events.feed import Feed
 from app.events.malformed import check
 from app.events.meter import Meter
-from app.events.moves import ArchiveBusy, Move, Part, Upload
+from app.events.moves import ArchiveBusy, Move, Part, Spans, Upload
 from app.events.objects import Objects
 from app.events.ops import Claim, Erasure, Expire, Heartbeat, Load, Op, Redact
 from app.events.queue import Request
+from app.events.segment import Segment
 from app.events.store import (
     BY_PRIORITY,
     Append,
@@ -413,6 +414,14 @@ class LogStore(ABC):
         """Segments with events at ``after < position <= until``, by first position."""
         self._refuse_if_closed()
         return (await self._reading.catalog(after, until, stream)).parts
+
+    async def spans(self, object: str) -> Spans | None:
+        """What the catalog says of a segment's streams; None if there is no such segment."""
+        return await self._reading.spans(object)
+
+    async def described(self, segment: Segment) -> Segment:
+        """A segment as its object says it is, with its streams."""
+        return await self._through.described(segment)
 
     async def uploads(self) -> list[str]:
         """Objects that nothing refers to: left over from a move that was cut short."""

@@ -16,7 +16,7 @@ from app.events.leaf import leaves
 from app.events.ledger import Batch, Found, Missing, State
 from app.events.ledgerstore import LedgerStore
 from app.events.lifecycle import TERMINAL
-from app.events.moves import Catalog, Move, Part
+from app.events.moves import Catalog, Move, Part, Spans
 from app.events.ops import Erasure
 from app.events.queue import Request, to_lease
 from app.events.segment import Segment
@@ -180,6 +180,13 @@ class MemoryBackend:
             if span is not None and span.last > after and span.first <= until
         ]
         return Catalog(self._generation, sorted(parts, key=lambda part: part.first))
+
+    async def spans(self, object: str) -> Spans | None:
+        """What the catalog says of a segment's streams."""
+        segment = self._segments.get(object)
+        if segment is None:
+            return None
+        return {name: (span.first, span.last) for name, span in segment.streams.items()}
 
     async def uploads(self) -> list[str]:
         """Objects that no segment refers to."""

@@ -22,9 +22,11 @@ __all__ = [
     "Moved",
     "Part",
     "Place",
+    "Spans",
     "Upload",
     "catalog",
     "columns",
+    "spans",
 ]
 
 
@@ -110,6 +112,10 @@ class Catalog(msgspec.Struct, frozen=True):
     parts: list[Part]
 
 
+#: Lowest and highest version of each stream in a segment; the name is None where it is not known.
+Spans = dict[str | None, tuple[int, int]]
+
+
 def columns(segment: Segment) -> tuple[Any, ...]:
     """Columns of a segment: object, sha256, bytes, first, last, events, types."""
     *simple, types, _ = astuple(segment)
@@ -118,10 +124,24 @@ def columns(segment: Segment) -> tuple[Any, ...]:
 
 def catalog(rows: Sequence[Sequence[Any]]) -> Catalog:
     """Make a catalog of rows: generation, a segment's columns or nulls, first, last."""
+    if not rows:
+        raise StoreError("the catalog of archived events is damaged: it is not there")
     return Catalog(rows[0][0], [_part(row) for row in rows if row[1] is not None])
 
 
+def spans(rows: Sequence[Sequence[Any]]) -> Spans | None:
+    """Spans of rows: name, first, last; None of none."""
+    return {name: (first, last) for name, first, last in rows} or None
+
+
 def _part(row: Sequence[Any]) -> Part:
+    try:
+        types = msgspec.json.decode(row[7], type=tuple[str, ...])
+    except (msgspec.DecodeError, TypeError) as error:
+        raise StoreError(
+            f"the catalog of archived events is damaged: segment {row[1]}: {error}",
+            hint="see: everlog verify",
+        ) from error
     segment = Segment(
         object=row[1],
         sha256=row[2],
@@ -129,6 +149,6 @@ def _part(row: Sequence[Any]) -> Part:
         first=row[4],
         last=row[5],
         events=row[6],
-        types=tuple(msgspec.json.decode(row[7])),
+        types=types,
     )
     return Part(segment, row[8], row[9])

@@ -67,6 +67,11 @@ SELECT_SEGMENTS_OF_STREAM = f"""
     LEFT JOIN segment s ON s.id = p.segment_id
     ORDER BY p.first"""
 
+SELECT_SPANS = """
+    SELECT n.name, p.first, p.last
+    FROM segment s LEFT JOIN segment_stream p ON p.segment_id = s.id
+    LEFT JOIN stream n ON n.id = p.stream_id WHERE s.object = $1"""
+
 SELECT_UPLOADS = "SELECT object FROM segment_upload ORDER BY object"
 
 

@@ -16,7 +16,7 @@ from app.events import postgres_archive as archive
 from app.events import postgres_sql as sql
 from app.events.backend import Remembered, Row
 from app.events.envelope import Event
-from app.events.moves import Catalog, catalog
+from app.events.moves import Catalog, Spans, catalog, spans
 from app.events.postgres_call import Names
 from app.events.store import Lease, StoreClosed, StoreError
 
@@ -136,6 +136,10 @@ class PostgresReading:
         until = min(until, 2**31 - 1)
         rows = await self.fetchrows(archive.SELECT_SEGMENTS_OF_STREAM, after, until, stream)
         return catalog(rows)
+
+    async def spans(self, object: str) -> Spans | None:
+        """What the catalog says of a segment's streams."""
+        return spans(await self.fetchrows(archive.SELECT_SPANS, object))
 
     async def uploads(self) -> list[str]:
         """Objects that no segment refers to."""

@@ -29,7 +29,7 @@ from app.events.ledgerstore import LedgerStore
 from app.events.lockfile import WriterLock
 from app.events.migrate import apply, outstanding
 from app.events.migration import migrations
-from app.events.moves import Catalog
+from app.events.moves import Catalog, Spans
 from app.events.sqlite_errors import (
     database_uri,
     startup_error,
@@ -236,6 +236,10 @@ class SqliteBackend:
     async def catalog(self, after: int, until: int, stream: str | None) -> Catalog:
         """Segments with events at ``after < position <= until``."""
         return await self._read(archive.select_catalog, after, until, stream)
+
+    async def spans(self, object: str) -> Spans | None:
+        """What the catalog says of a segment's streams."""
+        return await self._read(archive.select_spans, object)
 
     async def uploads(self) -> list[str]:
         """Objects that no segment refers to."""

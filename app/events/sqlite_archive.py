@@ -14,11 +14,11 @@ from app.events import sqlite_sql as sql
 from app.events.backend import Row
 from app.events.envelope import Event
 from app.events.ledger import Batch
-from app.events.moves import Catalog, Move, Moved, catalog, columns
+from app.events.moves import Catalog, Move, Moved, Spans, catalog, columns, spans
 from app.events.segment import Segment
 from app.events.sqlite_sql import Connection
 
-__all__ = ["select_catalog", "select_hot", "select_uploads", "write_moves"]
+__all__ = ["select_catalog", "select_hot", "select_spans", "select_uploads", "write_moves"]
 
 INSERT_SEGMENT = """
     INSERT INTO segment (object, sha256, bytes, first, last, events, types)
@@ -66,6 +66,11 @@ SELECT_SEGMENTS_OF_STREAM = f"""
         AND p.last > ? AND p.first <= ?
     LEFT JOIN segment s ON s.id = p.segment_id
     ORDER BY p.first"""
+
+SELECT_SPANS = """
+    SELECT n.name, p.first, p.last
+    FROM segment s LEFT JOIN segment_stream p ON p.segment_id = s.id
+    LEFT JOIN stream n ON n.id = p.stream_id WHERE s.object = ?"""
 
 SELECT_UPLOADS = "SELECT object FROM segment_upload ORDER BY object"
 
@@ -164,6 +169,11 @@ def select_hot(
     head = () if stream is None else (stream,)
     rows = conn.execute(statement, (*head, after, until, *(types or ()), limit)).fetchall()
     return [(Event(*row[:11]), row[11], row[12]) for row in rows]
+
+
+def select_spans(conn: Connection, object: str) -> Spans | None:
+    """What the catalog says of a segment's streams."""
+    return spans(conn.execute(SELECT_SPANS, (object,)).fetchall())
 
 
 def select_uploads(conn: Connection) -> list[str]:

@@ -16,7 +16,7 @@ from app.events.backend import Reading, Row
 from app.events.envelope import Event
 from app.events.moves import Part
 from app.events.objects import ObjectMissing, Objects
-from app.events.segment import DamagedSegment, Reader, Segment
+from app.events.segment import DamagedSegment, Reader, Segment, summary
 from app.events.store import StoreError
 
 __all__ = ["CACHE", "Through"]
@@ -66,7 +66,7 @@ class Through:
             if parts is None:
                 continue
             if not parts:
-                return events
+                return _unholed(events, after, stream, types)
             try:
                 rows = await self._gather(parts, after, end, stream, types, limit)
             except ObjectMissing:
@@ -75,8 +75,14 @@ class Through:
                 raise
             merged = {_position(event, stream): event for event, _, _ in rows}
             merged.update(zip(at, events, strict=True))
-            return [merged[position] for position in sorted(merged)[:limit]]
+            found = [merged[position] for position in sorted(merged)[:limit]]
+            return _unholed(found, after, stream, types)
         raise _busy()
+
+    async def described(self, segment: Segment) -> Segment:
+        """A segment as its object says it is."""
+        reader = await self._reader(segment)
+        return await asyncio.to_thread(summary, reader.data, segment.object)
 
     async def rows(self, after: int, limit: int) -> list[Row | StoreError]:
         """See `Reading.rows`; also of archived ones there is an error for each unreadable one."""
@@ -232,6 +238,8 @@ class Through:
             value, size = await make()
         except DamagedSegment as error:
             raise StoreError(f"object {key[0]}: {error.message}", hint=error.hint) from error
+        except ValueError as error:  # of its key
+            raise StoreError(f"the catalog of archived events is damaged: {error}") from error
         finally:
             del self._coming[key]
         self._kept[key] = value, size
@@ -260,6 +268,24 @@ def _whole(at: list[int], after: int, until: int, full: bool) -> bool:
     if not at:
         return until <= after
     return at[-1] - after == len(at) and (full or at[-1] == until)
+
+
+def _unholed(
+    events: list[Event], after: int, stream: str | None, types: Sequence[str] | None
+) -> list[Event]:
+    """Pass on events that no segment adds anything to.
+
+    Raises:
+        StoreError: One is missing between them.
+
+    """
+    last = _position(events[-1], stream) if events and types is None else after
+    if last - max(after, 0) > len(events):
+        there = {_position(event, stream) for event in events}
+        missing = next(at for at in range(max(after, 0) + 1, last) if at not in there)
+        where = f"version {missing} of {stream}" if stream else f"event {missing}"
+        raise StoreError(f"{where} is missing in the log", hint="see: everlog verify")
+    return events
 
 
 def _unbroken(rows: Sequence[Row | StoreError], after: int, limit: int) -> bool:

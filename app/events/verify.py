@@ -24,7 +24,9 @@ from app.events.envelope import Event
 from app.events.leaf import DIGEST, SALT, leaf, leaves
 from app.events.logstore import LogStore
 from app.events.merkle import GENESIS, Merkle, chain
+from app.events.moves import Part
 from app.events.seal import SEAL_STREAM, Head, head, read_seal
+from app.events.segment import Segment
 from app.events.store import StoreError
 
 __all__ = ["Problem", "Report", "verify"]
@@ -104,7 +106,9 @@ async def verify(
         checks.append(saved)
     records = _Records(store, report)
     await records.refresh()
-    await _walk(store, total, _Walker(checks, records, report), progress)
+    await _walk(
+        store, total, _Walker(checks, records, report), await _parts(store, report), progress
+    )
     for check in checks:
         check.finish(report)
     try:
@@ -252,9 +256,11 @@ async def _walk(
     store: LogStore,
     total: int,
     walker: _Walker,
+    parts: list[Part],
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Read all rows in order."""
+    """Read all rows in order, and look at each segment once its first row was read."""
+    parts.sort(key=lambda part: part.segment.first, reverse=True)
     while walker.seq < total:
         after, until = walker.seq, min(walker.seq + PAGE, total)
         quick = None
@@ -265,8 +271,34 @@ async def _walk(
         elif not await _look(store, walker, until):
             walker.report.add(after + 1, "missing", f"events {after + 1}..{total} are missing")
             return
+        while parts and (parts[-1].segment.first <= walker.seq or walker.seq >= total):
+            await _check_segment(store, parts.pop().segment, walker.report)
         if progress is not None:
             progress(min(walker.seq, total), total)
+
+
+async def _parts(store: LogStore, report: Report) -> list[Part]:
+    try:
+        return await store.segments()
+    except StoreError as error:
+        report.add(None, "storage", error.message)
+        return []
+
+
+async def _check_segment(store: LogStore, segment: Segment, report: Report) -> None:
+    """Compare what the catalog says of a segment with its object: by it events are found."""
+    try:
+        right = await store.described(segment)
+        spans = await store.spans(segment.object)
+    except StoreError:
+        return  # its rows were reported; or it has become another meanwhile
+    if spans is None:
+        return
+    named = {name: (span.first, span.last) for name, span in right.streams.items()}
+    listed = msgspec.structs.replace(segment, streams=right.streams)
+    if spans != named or listed != right:
+        message = f"the catalog of archived events is wrong about segment {segment.object}"
+        report.add(None, "storage", message)
 
 
 async def _look(store: LogStore, walker: _Walker, until: int) -> bool:

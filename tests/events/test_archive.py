@@ -398,6 +398,54 @@ async def test_missing_and_damaged_segments(store: LogStore, tmp_path: Path) -> 
     assert (await verify(store)).ok
 
 
+CATALOG = {
+    "a stream is left out": "DELETE FROM segment_stream WHERE stream_id = 1",
+    "a stream is cut": "UPDATE segment_stream SET last = last - 3",
+    "a stream is another": "UPDATE segment_stream SET stream_id = stream_id + 70",
+    "a type is left out": "UPDATE segment SET types = '[\"run.started\"]'",
+    "a range is cut": "UPDATE segment SET first = first + 1",
+    "a segment is another": "UPDATE segment SET id = id + 1",
+    "a count is wrong": "UPDATE segment SET events = events - 1",
+}
+
+
+@pytest.mark.parametrize("statement", CATALOG.values(), ids=CATALOG.keys())
+async def test_a_damaged_catalog_is_noticed(tmp_path: Path, statement: str) -> None:
+    """It says where archived events are: by it they could disappear from conversations."""
+    objects = DirectoryObjects(tmp_path / "objects")
+    async with open_store(f"{tmp_path}/log.db", synchronous="normal", objects=objects) as store:
+        await answer(store, "a", 6)
+        await archive_streamed(store, before=FUTURE)
+        assert (await verify(store)).ok
+        before = await everything(store, "thread/a")
+    with closing(sqlite3.connect(tmp_path / "log.db")) as conn:
+        conn.execute(statement)
+        conn.commit()
+    async with open_store(f"{tmp_path}/log.db", read_only=True, objects=objects) as store:
+        report = await verify(store)
+        assert not report.ok
+        assert "catalog of archived events" in report.problems[-1].message
+        try:
+            assert await everything(store, "thread/a") == before
+        except StoreError as error:
+            assert "of thread/a is missing" in error.message
+
+
+async def test_a_missing_event_is_not_passed_over(tmp_path: Path) -> None:
+    async with open_store(f"{tmp_path}/log.db", synchronous="normal") as store:
+        await answer(store, "a", 6)
+    with closing(sqlite3.connect(tmp_path / "log.db")) as conn:
+        conn.execute("DELETE FROM event WHERE seq = 5")
+        conn.commit()
+    async with open_store(f"{tmp_path}/log.db", read_only=True) as store:
+        with pytest.raises(StoreError, match="event 5 is missing"):
+            await everything(store)
+        with pytest.raises(StoreError, match="version 5 of thread/a is missing"):
+            await store.fetch(stream="thread/a", after=2, limit=4)
+        assert len(await store.fetch(stream="thread/a", after=2, limit=2)) == 2
+        assert len(await store.fetch(stream="thread/a", after=5, limit=2)) == 2
+
+
 async def test_without_objects_the_reader_says_what_to_set(open_log: Open) -> None:
     async with open_log() as store:
         await answer(store, "a")
