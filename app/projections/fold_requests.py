@@ -24,12 +24,21 @@ def request_queued(state: ThreadState, event: Event, data: c.RequestQueued) -> N
         run=event.run,
         model=data.model,
         params=data.params,
+        tools=_names(data.tools or []),
+        forced=data.metadata.get("forced") is True,
         embeds=data.embed is not None,
         version=event.version,
         queued=event.time,
     )
     state.requests.append(request)
     state.index.requests[request.id] = request
+
+
+def _names(tools: list[dict[str, Any]]) -> list[str]:
+    """Names of tools in OpenAI's form; what has none is left out."""
+    functions = [tool.get("function") for tool in tools]
+    names = [function.get("name") for function in functions if isinstance(function, dict)]
+    return [name for name in names if isinstance(name, str)]
 
 
 def _advance(state: ThreadState, event: Event, request_id: str) -> RequestState | None:

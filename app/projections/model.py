@@ -101,8 +101,9 @@ class RequestState(msgspec.Struct, kw_only=True):
     """One engine request. ``claimed`` and ``started`` are the first time each happened.
 
     ``text`` and ``tokens`` are what has been committed; ``batches`` counts token batches. One that
-    ``embeds`` becomes a vector of so many ``dimensions``. ``waited_for`` says why it began late the
-    last time, ``preemptions`` why it lost its place.
+    ``embeds`` becomes a vector of so many ``dimensions``. ``tools`` are the names of those on
+    offer; if ``forced``, all of the text is calls. ``waited_for`` says why it began late the last
+    time, ``preemptions`` why it lost its place.
     """
 
     id: str
@@ -112,6 +113,8 @@ class RequestState(msgspec.Struct, kw_only=True):
     model: str | None = None
     worker: str | None = None
     params: SamplingParams
+    tools: list[str] = []
+    forced: bool = False
     embeds: bool = False
     dimensions: int | None = None
     text: str = ""

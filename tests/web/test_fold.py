@@ -58,6 +58,12 @@ def payload(draw: random.Random) -> c.Payload:
         lambda: c.RequestQueued(
             request=one,
             params=c.SamplingParams(),
+            tools=[{"type": "function", "function": {"name": text}}, {"function": None}, {}],
+            metadata=draw.choice([{}, {"forced": True}]),
+        ),
+        lambda: c.RequestQueued(
+            request=one,
+            params=c.SamplingParams(),
             embed=c.Embedding(dimensions=draw.choice([2, None])),
         ),
         lambda: c.RequestClaimed(request=one, epoch=epoch, worker="w"),

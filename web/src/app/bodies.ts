@@ -27,12 +27,68 @@ export function nextFrame(work: () => void): void {
   else setTimeout(work, 250);
 }
 
-/** Bring all growing bodies up to date with the next frame. */
+/** How much longer than growing bodies took, other things have their turn before the next time. */
+const LEISURE = 3;
+let rest = 0;
+
+/** Bring all growing bodies up to date with the next frame, or later if that took long before. */
 export function schedule(): void {
   if (scheduled) return;
   scheduled = true;
-  nextFrame(() => {
-    scheduled = false;
-    for (const { stream, text } of growing.values()) stream.show(text(), false);
-  });
+  const wait = rest - performance.now();
+  if (wait > 0) setTimeout(() => nextFrame(showAll), wait);
+  else nextFrame(showAll);
+}
+
+function showAll(): void {
+  scheduled = false;
+  const start = performance.now();
+  for (const { stream, text } of growing.values()) stream.show(text(), false);
+  const end = performance.now();
+  rest = end + (end - start) * LEISURE;
+}
+
+// ---------------------------------------------------------------------------- in good time
+
+const waiting = new Map<Element, () => void>();
+let pumping = false;
+
+const sight = new IntersectionObserver((seen) => {
+  for (const { target, isIntersecting } of seen) if (isIntersecting) fill(target);
+});
+
+/** Do `work` for a body once it is seen, or there is time for it, until the function is called. */
+export function later(body: Element, work: () => void): () => void {
+  waiting.set(body, work);
+  sight.observe(body);
+  pump();
+  return () => {
+    waiting.delete(body);
+    sight.unobserve(body);
+  };
+}
+
+function fill(body: Element): void {
+  const work = waiting.get(body);
+  waiting.delete(body);
+  sight.unobserve(body);
+  work?.();
+}
+
+/** How long one round of work may take (ms): a part of a frame. */
+const ROUND_MS = 6;
+/** Time between rounds, in which the page answers to its user (ms). */
+const PAUSE_MS = 10;
+
+/** Fill what waits, the newest first. */
+function pump(): void {
+  if (pumping) return;
+  pumping = true;
+  setTimeout(() => {
+    pumping = false;
+    const end = performance.now() + ROUND_MS;
+    const bodies = [...waiting.keys()];
+    while (bodies.length && performance.now() < end) fill(bodies.pop()!);
+    if (bodies.length) pump();
+  }, PAUSE_MS);
 }

@@ -18,8 +18,13 @@ export function between(start: number, end: number | null, now: number = Date.no
   return Math.max(0, (end === null ? now : end / NS_PER_MS) - start / NS_PER_MS);
 }
 
+// Made once: making one takes longer than a hundred uses of it.
+const number = new Intl.NumberFormat("en");
+const hourMinute = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit" });
+const dateTime = new Intl.DateTimeFormat([], { dateStyle: "short", timeStyle: "medium" });
+
 export function count(n: number, noun: string): string {
-  return `${n.toLocaleString("en")} ${noun}${n === 1 ? "" : "s"}`;
+  return `${number.format(n)} ${noun}${n === 1 ? "" : "s"}`;
 }
 
 /** What an answer cost: tokens, speed, time to the first token, time in all. */
@@ -37,12 +42,12 @@ export function costs(request: RequestState): string[] {
 
 /** The time of day, for the margin. */
 export function clock(time: number): string {
-  return new Date(time / NS_PER_MS).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+  return hourMinute.format(time / NS_PER_MS);
 }
 
 /** Date and time, for titles. */
 export function stamp(time: number): string {
-  return new Date(time / NS_PER_MS).toLocaleString();
+  return dateTime.format(time / NS_PER_MS);
 }
 
 /** Heading under which a thread stands in the list. */

@@ -83,6 +83,11 @@ function newThread(): string {
   return id;
 }
 
+/** How often a thread that is still being read is drawn (ms). */
+const READING_MS = 200;
+let drawn = 0;
+let pending: "soon" | "now" | null = null;
+
 function show(id: string): void {
   batch(() => {
     denied.value = null;
@@ -90,6 +95,7 @@ function show(id: string): void {
     replica.value = connection.follow(id);
     revision.value += 1;
   });
+  drawn = performance.now();
 }
 
 /** Go to a thread. */
@@ -136,19 +142,24 @@ async function lookAtEngine(): Promise<void> {
   if (now.engine === "starting" || now.engine === "restarting") look = setTimeout(() => void lookAtEngine(), LOOK_MS);
 }
 
-let pending = false;
-
 function changed(from: Replica, change: Change): void {
   if (from.state.id !== current.value) return;
   replica.value = from;
   schedule();
-  if (change === "text" || pending) return;
-  pending = true;
-  nextFrame(() => {
-    pending = false;
+  if (change === "text") return;
+  const draw = () => {
+    pending = null;
+    drawn = performance.now();
     tidy(from);
     revision.value += 1;
-  });
+  };
+  if (from.live && pending !== "now") {
+    pending = "now";
+    nextFrame(draw);
+  } else if (!pending) {
+    pending = "soon";
+    setTimeout(() => pending === "soon" && draw(), Math.max(0, READING_MS - (performance.now() - drawn)));
+  }
 }
 
 /** Drop what was shown in advance and stands in the log now. */

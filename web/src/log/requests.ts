@@ -23,6 +23,11 @@ const TRANSITIONS: Record<string, Moves> = {
   "request.abandoned": all(["claimed", "running", "preempted"], "queued"),
 };
 
+/** Names of tools in OpenAI's form; what has none is left out. */
+function namesOf(tools: { function?: { name?: unknown } }[]): string[] {
+  return tools.map((tool) => tool.function?.name).filter((name) => typeof name === "string");
+}
+
 function queueRequest({ state, index, item, data }: Context): void {
   if (index.requests.has(data.text("request"))) return;
   const request: RequestState = {
@@ -33,6 +38,8 @@ function queueRequest({ state, index, item, data }: Context): void {
     model: data.maybe("model"),
     worker: null,
     params: data.map("params"),
+    tools: namesOf(data.list("tools")),
+    forced: data.map("metadata").forced === true,
     embeds: data.any<object>("embed") !== null,
     dimensions: null,
     text: "",
@@ -86,7 +93,8 @@ function addTokens(request: RequestState, { index, item, data }: Context): Chang
     message.updated = item.time;
     message.first_token ??= item.time;
   }
-  return first ? "structure" : "text";
+  // With tools, what was text a moment ago may turn out to be a call.
+  return first || request.tools.length ? "structure" : "text";
 }
 
 function endRequest(request: RequestState, { index, item, data }: Context): void {

@@ -97,6 +97,10 @@ export interface RequestState {
   model: string | null;
   worker: string | null;
   params: Record<string, unknown>;
+  /** Names of those on offer. */
+  tools: string[];
+  /** All of the text is calls. */
+  forced: boolean;
   embeds: boolean;
   dimensions: number | null;
   text: string;

@@ -1,19 +1,14 @@
 /** Code blocks: a label, a copy button, and colours once the code is complete. */
 
-import type { Tokens } from "marked";
+import type { Token, Tokens } from "marked";
+import type { Block } from "./blocks";
 import { isClosed } from "./lexer";
 import { sanitizeSpans } from "./html";
 
 /** Longer code stays plain: colouring it would hold up the page. */
 const MAX_HIGHLIGHT = 50_000;
 
-export interface CodeBlock {
-  element: HTMLElement;
-  /** Show more of the same block; false if it became another one. */
-  update(token: Tokens.Code): boolean;
-}
-
-export function codeBlock(token: Tokens.Code): CodeBlock {
+export function codeBlock(token: Tokens.Code): Block {
   const language = languageOf(token);
   const label = Object.assign(document.createElement("span"), { className: "code-lang", textContent: language || "text" });
   const copy = copyButton("Copy code", () => text.data);
@@ -23,13 +18,15 @@ export function codeBlock(token: Tokens.Code): CodeBlock {
   const pre = document.createElement("pre");
   pre.tabIndex = 0; // wide code scrolls, also by keyboard
   pre.append(code);
-  const element = Object.assign(document.createElement("div"), { className: "code" });
+  const element = Object.assign(document.createElement("div"), { className: "code", dir: "ltr" });
   element.append(bar, pre);
   let text = new Text("");
   code.append(text);
   let coloured = false;
 
-  const update = (next: Tokens.Code): boolean => {
+  const update = (given: Token): boolean => {
+    if (given.type !== "code") return false;
+    const next = given as Tokens.Code;
     if (languageOf(next) !== language || !next.text.startsWith(text.data)) return false;
     if (next.text.length > text.data.length) {
       if (coloured) return false;

@@ -63,13 +63,13 @@ export function htmlOf(token: Token): string {
 
 const PURIFY = {
   ALLOWED_TAGS: [
-    ..."p br hr strong em del code pre blockquote ul ol li a img".split(" "),
+    ..."div p br hr strong em del code pre blockquote ul ol li a img".split(" "),
     ..."h1 h2 h3 h4 h5 h6 table thead tbody tr th td".split(" "),
   ],
-  ALLOWED_ATTR: ["href", "title", "target", "rel", "src", "alt", "class", "start", "align"],
+  ALLOWED_ATTR: ["href", "title", "target", "rel", "src", "alt", "class", "dir", "start", "align"],
   ALLOW_DATA_ATTR: false,
   ALLOW_ARIA_ATTR: false,
-  RETURN_DOM_FRAGMENT: true as const,
+  IN_PLACE: true as const,
 };
 
 const purify = createDOMPurify(window);
@@ -79,9 +79,15 @@ purify.addHook("afterSanitizeAttributes", (node) => {
   node.setAttribute("rel", "noopener noreferrer nofollow");
 });
 
-/** Safe nodes for HTML that comes from a model or a user. */
-export function sanitize(html: string): DocumentFragment {
-  return purify.sanitize(html, PURIFY);
+/** Parses without a window: nothing in it loads or runs, and it is cheaper than a new document. */
+const inert = document.createElement("template");
+
+/** A safe element for HTML that comes from a model or a user. */
+export function safeBlock(html: string): HTMLElement {
+  inert.innerHTML = `<div class="block" dir="auto">${html}</div>`;
+  const block = inert.content.firstElementChild as HTMLElement;
+  purify.sanitize(block, PURIFY);
+  return block;
 }
 
 /** Safe nodes for the output of the highlighter: nothing but coloured spans. */

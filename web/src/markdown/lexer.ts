@@ -46,7 +46,8 @@ export class BlockLexer {
   }
 
   /** All blocks of the whole text, reference links resolved: what the message looks like for good. */
-  finish(): Token[] {
+  finish(text: string): Token[] {
+    this.text = text;
     this.links = {};
     return this.lex(this.text).filter((token) => token.type !== "space");
   }

@@ -1,5 +1,6 @@
 /** The conversation: entries in order, kept at its end while it grows. */
 
+import type { VNode } from "preact";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { excerpt } from "../app/format";
 import { StickToBottom } from "../app/scroll";
@@ -10,7 +11,7 @@ import type { ThreadState } from "../log/state";
 import { Empty } from "./empty";
 import { Arrow } from "./icons";
 import { Message, PostedMessage, RunEnd } from "./message";
-import { Activity } from "./steps";
+import { Activity, Calls } from "./steps";
 
 export function Conversation() {
   const id = current.value;
@@ -37,9 +38,7 @@ export function Conversation() {
       <div ref={scroller} class="scroller" tabIndex={-1}>
         <div ref={content} class={blank ? "content blank" : "content"}>
           <div class="log" role="log" aria-live="off" aria-label="Conversation">
-            {list.map((entry) => (
-              <Row key={entry.key} stamp={entry.stamp} entry={entry} />
-            ))}
+            {replica && <Chapters state={replica.state} list={list} near={replica.live ? NEAR : 0} />}
             {waiting.map((post) => (
               <PostedMessage key={post.id} post={post} />
             ))}
@@ -72,12 +71,46 @@ function Blank({ loading }: { loading: boolean }) {
   return loading && location.pathname !== "/" ? <p class="faint loading">Loading…</p> : <Empty />;
 }
 
-function Row({ entry }: { entry: Entry; stamp: string }) {
+/** How many entries stand in one chapter. */
+const CHAPTER = 16;
+/** How many entries at the end get their text at once, unless more are about to come. */
+const NEAR = 24;
+
+/**
+ * The entries, in chapters: those that are far away are skipped as one by layout and paint. What
+ * did not change since it was drawn last is not drawn again.
+ */
+function Chapters({ state, list, near }: { state: ThreadState; list: Entry[]; near: number }) {
+  const drawn = useRef<{ state: ThreadState; rows: Map<string, [string, VNode]> }>({ state, rows: new Map() });
+  const known = drawn.current.state === state ? drawn.current.rows : new Map<string, [string, VNode]>();
+  const rows = new Map(
+    list.map((entry, index): [string, [string, VNode]] => {
+      const before = known.get(entry.key);
+      if (before?.[0] === entry.stamp) return [entry.key, before];
+      return [entry.key, [entry.stamp, <Row key={entry.key} entry={entry} far={index < list.length - near} />]];
+    }),
+  );
+  drawn.current = { state, rows };
+  const all = [...rows.values()].map(([, row]) => row);
+  return (
+    <>
+      {Array.from({ length: Math.ceil(all.length / CHAPTER) }, (_, index) => (
+        <div key={index} class="chapter">
+          {all.slice(index * CHAPTER, (index + 1) * CHAPTER)}
+        </div>
+      ))}
+    </>
+  );
+}
+
+function Row({ entry, far }: { entry: Entry; far: boolean }) {
   switch (entry.kind) {
     case "message":
-      return <Message stamp={entry.stamp} message={entry.message} request={entry.request} run={entry.run} />;
+      return <Message {...entry} far={far} />;
     case "activity":
-      return <Activity stamp={entry.stamp} run={entry.run} steps={entry.steps} count={entry.count} />;
+      return <Activity {...entry} />;
+    case "calls":
+      return <Calls calls={entry.calls} />;
     case "waiting":
       return (
         <p class="entry waiting">

@@ -4,22 +4,28 @@ import { useState } from "preact/hooks";
 import { clock, costs, stamp } from "../app/format";
 import { discard, judge, judged, link, repost, server, type Posted } from "../app/store";
 import { announce } from "../app/toasts";
+import type { StepNode } from "../app/view";
+import type { Said } from "../log/calls";
 import type { ErrorInfo, MessageState, RequestState, RunState } from "../log/state";
 import { copyText } from "../markdown/code";
 import { Body } from "./body";
 import { Check, Copy, Down, Up, Warn } from "./icons";
+import { Calls } from "./steps";
 
 interface Props {
   message: MessageState;
   request: RequestState | undefined;
   run: RunState | undefined;
-  /** Changes with them: they change in place, so their identity says nothing. */
-  stamp: string;
+  said: Said;
+  calls: StepNode[];
+  /** Whether it stands so far up that its text can wait. */
+  far: boolean;
 }
 
 export function Message(props: Props) {
   const { message, run } = props;
   if (message.role === "user") return <UserMessage message={message} />;
+  if (message.role === "system") return <Instructions message={message} />;
   if (message.level === "error") return <ErrorMessage message={message} error={run?.error ?? null} />;
   return <Answer {...props} />;
 }
@@ -38,6 +44,19 @@ function UserMessage({ message }: { message: MessageState }) {
       <Time at={message.created} />
       <h2 class="visually-hidden">You</h2>
       <div class="bubble" dir="auto">
+        {message.content}
+      </div>
+    </article>
+  );
+}
+
+/** What a model was told over the API, beside what was said. */
+function Instructions({ message }: { message: MessageState }) {
+  return (
+    <article class="entry instructions" data-message={message.id}>
+      <Time at={message.created} />
+      <h2 class="author">Instructions</h2>
+      <div class="pre" dir="auto">
         {message.content}
       </div>
     </article>
@@ -77,7 +96,7 @@ const CHIP: Record<string, [string, string]> = {
   failed: ["Failed", "bad"],
 };
 
-function Answer({ message, request, stamp }: Props) {
+function Answer({ message, request, said, calls, far }: Props) {
   const author = message.author ?? server.value?.app?.name ?? "Assistant";
   const over = message.status !== "streaming";
   const chip = CHIP[message.status];
@@ -87,7 +106,13 @@ function Answer({ message, request, stamp }: Props) {
     <article class="entry answer" data-message={message.id} data-status={message.status}>
       <Time at={message.created} />
       <h2 class={message.author ? "author" : "visually-hidden"}>{author}</h2>
-      <Body message={message} stamp={stamp} />
+      {(said.text || !calls.length) && <Body message={message} text={said.text} plain={!request?.tools.length} far={far} />}
+      {calls.length > 0 && <Calls calls={calls} />}
+      {said.calling && (
+        <p class="entry waiting">
+          <span class="dots" aria-hidden="true" /> Calling a tool
+        </p>
+      )}
       {(chip || cut || message.edited) && (
         <p class="chips">
           {chip && <span class={`chip ${chip[1]}`}>{why ? `${chip[0]}: ${why}` : chip[0]}</span>}
@@ -97,8 +122,8 @@ function Answer({ message, request, stamp }: Props) {
       )}
       {over && (
         <footer class="foot">
-          {message.content && <CopyMessage text={message.content} />}
-          <Thumbs message={message} stamp={stamp} />
+          {said.text && <CopyMessage text={said.text} />}
+          <Thumbs message={message} />
           {request && <span class="costs">{costs(request).join(" · ")}</span>}
         </footer>
       )}
@@ -121,7 +146,7 @@ function CopyMessage({ text }: { text: string }) {
   );
 }
 
-function Thumbs({ message }: { message: MessageState; stamp: string }) {
+function Thumbs({ message }: { message: MessageState }) {
   const value = judged.value.get(message.id) ?? message.feedback?.value ?? 0;
   const thumb = (mine: 1 | -1, label: string, Shape: typeof Up) => (
     <button

@@ -2,8 +2,8 @@
 
 import { useRef, useState } from "preact/hooks";
 import { between, count, duration, preview } from "../app/format";
-import type { StepNode } from "../app/view";
-import type { RunState, StepState } from "../log/state";
+import type { Shown, StepNode } from "../app/view";
+import type { Status as RunStatus } from "../log/state";
 import { useNow } from "./clock";
 import { Chevron } from "./icons";
 
@@ -16,32 +16,40 @@ const SAYS: Record<string, string> = {
   failed: "failed",
   stopped: "stopped",
   interrupted: "interrupted",
+  waiting: "no result yet",
 };
 
 interface Props {
-  run: RunState;
+  /** Of the run. */
+  status: RunStatus;
   steps: StepNode[];
   count: number;
-  /** Changes with them: they change in place. */
-  stamp: string;
 }
 
-export function Activity({ run, steps, count: total, stamp }: Props) {
-  const running = run.status === "running" && steps.some((node) => node.step.status === "running");
+export function Activity({ status, steps, count: total }: Props) {
+  const running = status === "running" && steps.some((node) => node.step.status === "running");
   const failed = steps.some((node) => node.step.status === "failed");
   const [choice, setChoice] = useState<boolean | null>(null);
   const open = choice ?? (running || failed);
-  const only = steps.length === 1 ? steps[0]!.step.name : null;
-  const title = only && total === 1 ? only : count(total, "step");
+  if (total === 1) return <Calls calls={steps} label="Steps" />;
   return (
     <section class="entry activity" aria-label="Steps">
       <button type="button" class="activity-head" aria-expanded={open} onClick={() => setChoice(!open)}>
         <Chevron />
-        <Status of={running ? "running" : failed ? "failed" : run.status} />
-        <span class="step-name">{title}</span>
+        <Status of={running ? "running" : failed ? "failed" : status} />
+        <span class="step-name">{count(total, "step")}</span>
         <Timer start={steps[0]!.step.started} end={running ? null : latestEnd(steps)} />
       </button>
-      {open && <Tree nodes={steps} stamp={stamp} />}
+      {open && <Tree nodes={steps} label="Steps" />}
+    </section>
+  );
+}
+
+/** Steps that stand for themselves, as what a model called does. */
+export function Calls({ calls, label = "Tool calls" }: { calls: StepNode[]; label?: string }) {
+  return (
+    <section class="entry activity" aria-label={label}>
+      <Tree nodes={calls} label={label} />
     </section>
   );
 }
@@ -65,21 +73,21 @@ function Timer({ start, end }: { start: number; end: number | null }) {
 }
 
 /** What is shown below a step: nothing, its children, or its details and its children. */
-type Shown = "none" | "children" | "all";
+type Fold = "none" | "children" | "all";
 
 interface TreeState {
-  shown(node: StepNode): Shown;
+  shown(node: StepNode): Fold;
   focus: string;
-  set(id: string, to: Shown): void;
+  set(id: string, to: Fold): void;
   select(id: string): void;
 }
 
 /** A click on a parent first adds its details, then closes it. */
-const NEXT: Record<Shown, Shown> = { none: "all", children: "all", all: "none" };
+const NEXT: Record<Fold, Fold> = { none: "all", children: "all", all: "none" };
 
-function Tree({ nodes }: { nodes: StepNode[]; stamp: string }) {
+function Tree({ nodes, label }: { nodes: StepNode[]; label: string }) {
   const root = useRef<HTMLUListElement>(null);
-  const [chosen, setChosen] = useState<ReadonlyMap<string, Shown>>(new Map());
+  const [chosen, setChosen] = useState<ReadonlyMap<string, Fold>>(new Map());
   const [focus, setFocus] = useState(nodes[0]!.step.id);
   const tree: TreeState = {
     shown: (node) => chosen.get(node.step.id) ?? (node.children.length ? "children" : "none"),
@@ -98,7 +106,7 @@ function Tree({ nodes }: { nodes: StepNode[]; stamp: string }) {
     if (move(event.key, item, root.current!, tree, go)) event.preventDefault();
   };
   return (
-    <ul ref={root} class="tree" role="tree" aria-label="Steps" onKeyDown={onKeyDown}>
+    <ul ref={root} class="tree" role="tree" aria-label={label} onKeyDown={onKeyDown}>
       {nodes.map((node) => (
         <Node key={node.step.id} node={node} level={1} tree={tree} />
       ))}
@@ -117,7 +125,7 @@ function move(
   const all = [...root.querySelectorAll<HTMLElement>("[role=treeitem]")];
   const index = all.indexOf(item);
   const id = item.dataset.step!;
-  const shown = item.dataset.shown as Shown;
+  const shown = item.dataset.shown as Fold;
   const below = item.parentElement!.querySelector(":scope > ul");
   const above = item.parentElement!.parentElement!.closest("li");
   const actions: Record<string, () => void> = {
@@ -158,8 +166,14 @@ function Node({ node, level, tree }: { node: StepNode; level: number; tree: Tree
         <Chevron />
         <Status of={step.status} />
         <span class="step-name">{step.name}</span>
-        {step.kind !== "undefined" && <span class="step-kind">{step.kind}</span>}
-        <Timer start={step.started} end={step.ended} />
+        {step.run === null ? (
+          shown !== "all" && <span class="step-input">{JSON.stringify(step.input)}</span>
+        ) : (
+          <>
+            {step.kind !== "undefined" && <span class="step-kind">{step.kind}</span>}
+            <Timer start={step.started} end={step.ended} />
+          </>
+        )}
       </div>
       {shown === "all" && <Details id={details} step={step} />}
       {children.length > 0 && shown !== "none" && (
@@ -173,16 +187,27 @@ function Node({ node, level, tree }: { node: StepNode; level: number; tree: Tree
   );
 }
 
-function Details({ id, step }: { id: string; step: StepState }) {
+function Details({ id, step }: { id: string; step: Shown }) {
   const nothing = step.input == null && step.output == null && !step.error;
+  const [given, made] = step.run === null ? ["Arguments", "Result"] : ["Input", "Output"];
   return (
     <div id={id} class="step-details">
       {nothing && <p class="faint">No input or output.</p>}
-      <Value label="Input" value={step.input} />
-      <Value label="Output" value={step.output} />
+      <Value label={given!} value={step.input} />
+      {step.status === "waiting" ? <p class="faint">No result yet.</p> : <Value label={made!} value={unquoted(step.output)} />}
       {step.error && <Value label={step.error.kind} value={step.error.traceback || step.error.message} bad />}
     </div>
   );
+}
+
+/** What stands as JSON in a string: tools of the API give nothing but strings. */
+function unquoted(value: unknown): unknown {
+  if (typeof value !== "string" || !/^\s*[{[]/.test(value)) return value;
+  try {
+    return JSON.parse(value) as unknown;
+  } catch {
+    return value;
+  }
 }
 
 function Value({ label, value, bad = false }: { label: string; value: unknown; bad?: boolean }) {
