@@ -32,7 +32,7 @@ from app.chat.thread import ThreadRuns
 from app.config import ChatConfig, ServerConfig, StreamConfig
 from app.errors import EverlogError, InputError
 from app.events.catalogue import MessageFeedback, RunResumed, ThreadDeleted, ThreadRenamed
-from app.events.codec import decode, new
+from app.events.codec import new, readable
 from app.events.envelope import Event, actor_of
 from app.events.follow import following
 from app.events.presence import Presence
@@ -359,5 +359,5 @@ def _cancel_timer(runs: ThreadRuns) -> None:
 
 
 def _taker(event: Event) -> str | None:
-    payload = decode(event)
+    payload = readable(event)
     return payload.node if isinstance(payload, RunResumed) else None

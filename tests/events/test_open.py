@@ -209,12 +209,16 @@ async def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
 
 
 async def test_reading_a_database_not_migrated(tmp_path: Path) -> None:
-    with closing(sqlite3.connect(tmp_path / "log.db")) as conn:
-        conn.execute("CREATE TABLE x (y)")
+    (tmp_path / "log.db").touch()
     with pytest.raises(StartupError, match="lacks migration 0001_log") as caught:
         async with open_store(f"{tmp_path}/log.db", read_only=True):
             pass
     assert caught.value.hint == "run: everlog migrate"
+    with closing(sqlite3.connect(tmp_path / "log.db")) as conn:
+        conn.execute("CREATE TABLE x (y)")
+    with pytest.raises(StartupError, match="holds no log, but something else"):
+        async with open_store(f"{tmp_path}/log.db", read_only=True):
+            pass
 
 
 async def test_commands_are_forgotten_after_a_week(tmp_path: Path) -> None:
