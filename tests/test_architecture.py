@@ -15,7 +15,17 @@ APP = ROOT / "app"
 FILES = sorted(APP.rglob("*.py"))
 
 #: Layers from the ground up. A layer may import itself and what stands below it.
-LAYERS = ["errors", "events", "projections", "telemetry", "engine", "chat", "transport", "cli"]
+LAYERS = [
+    "errors",
+    "events",
+    "projections",
+    "telemetry",
+    "engine",
+    "chat",
+    "testing",
+    "transport",
+    "cli",
+]
 #: What may be imported from everywhere above ``errors``.
 GROUND = {"errors", "config"}
 #: The side of the engine that lives in the core process: no event loop, no database.
