@@ -9,6 +9,7 @@ deletes it.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
@@ -112,18 +113,22 @@ async def archive_streamed(
             stays archived.
 
     """
+    now = time.time_ns()
     open_requests = {lease.request for lease in await store.leases()}
     ended = _Ended(store)
     done = Archived(until=after)
 
     async def rows() -> AsyncIterator[Row]:
         head, seq = await store.head(), after
-        waiting = False
+        waiting, since = False, 0
         while seq < head:
             page = await store.hot(after=seq, until=head, types=STREAMED, limit=PAGE)
+            times = [row[0].time for row in page if row[0].time <= now]
             for row in page:
                 event = row[0]
-                if event.time >= before:
+                # A time that is still to come is of a clock that was wrong.
+                since = event.time if event.time <= now else since
+                if since >= before:
                     waiting = True  # the next run begins here at the latest
                 elif event.request in open_requests or not await ended.has(event):
                     waiting = True
@@ -132,7 +137,7 @@ async def archive_streamed(
                 if not waiting:
                     done.until = event.seq
             seq = page[-1][0].seq if len(page) == PAGE else head
-            if page and page[0][0].time >= before:
+            if times and times[0] >= before:
                 break  # times ascend, but for a clock that was set back
             if progress is not None:
                 progress(seq, head)

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from app.events.catalogue import LogRedacted, Payload, RequestAbandoned, RequestClaimed
+from app.events.clock import steady
 from app.events.codec import new
 from app.events.envelope import Event, NewEvent
 from app.events.leaf import draw_salts
@@ -170,7 +171,7 @@ class Ledger:
 
     def plan(self, ops: Sequence[Op], now: int) -> Batch:
         """Decide every operation in order. ``now`` is nanoseconds since the epoch."""
-        now = self._last_time = max(now, self._last_time)
+        now = self._last_time = steady(now, self._last_time)
         batch = Batch()
         for op in ops:
             if isinstance(op, Append):

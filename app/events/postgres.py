@@ -21,6 +21,7 @@ import asyncpg
 from app.errors import StartupError
 from app.events import pg, postgres_migrate
 from app.events import postgres_sql as sql
+from app.events.clock import steady
 from app.events.envelope import Event
 from app.events.feed import Feed
 from app.events.ids import uuid7
@@ -126,7 +127,7 @@ class PostgresStore(LogStore):
             settings = pg.SETTINGS | {"enable_seqscan": "off", "enable_bitmapscan": "off"}
             connections = await asyncpg.create_pool(
                 dsn,
-                min_size=1,
+                min_size=0,
                 max_size=pool,
                 server_settings=settings,
                 timeout=pg.CONNECT_SECONDS,
@@ -256,7 +257,7 @@ class PostgresStore(LogStore):
 
     async def _call(self, appends: Sequence[Append | Guarded]) -> list[Outcome]:
         """Call ``append_batch`` until it answers; under one number, so it takes effect once."""
-        self._last_time = now = max(self._clock(), self._last_time)
+        self._last_time = now = steady(self._clock(), self._last_time)
         self._number += 1
         call, number = Call(appends, self._names, now), self._number
 
@@ -335,12 +336,8 @@ class PostgresStore(LogStore):
         if now - self._pruned < HOUR:
             return
         self._pruned = now
-        for statement, age in (
-            (sql.PRUNE_COMMANDS, WEEK),
-            (sql.PRUNE_BATCHES, WEEK),
-            (sql.PRUNE_NODES, WEEK),
-        ):
-            await self._reading.fetchval(statement, now - age)
+        for statement in (sql.PRUNE_COMMANDS, sql.PRUNE_BATCHES, sql.PRUNE_NODES):
+            await self._reading.fetchval(statement, WEEK)
 
     # ------------------------------------------------------------------------------ reading
 

@@ -144,11 +144,12 @@ UPSERT_REQUEST = f"""
 SELECT_REMEMBERED = """
     SELECT id, seq, version, time FROM command WHERE id > $1 ORDER BY id LIMIT $2"""
 
-PRUNE_COMMANDS = "DELETE FROM command WHERE time < $1"
+# By the server's clock, which wrote them: one of a node may be years ahead.
+PRUNE_COMMANDS = "DELETE FROM command WHERE time < (SELECT log_clock()) - $1"
 
-PRUNE_BATCHES = "DELETE FROM batch WHERE time < $1"
+PRUNE_BATCHES = "DELETE FROM batch WHERE time < (SELECT log_clock()) - $1"
 
-PRUNE_NODES = "DELETE FROM node WHERE until < $1"
+PRUNE_NODES = "DELETE FROM node WHERE until < (SELECT log_clock()) - $1"
 
 #: Types of the arguments of ``append_batch``, those of `Call.arguments`. "lines" is a list of texts
 #: that hold no line ends.

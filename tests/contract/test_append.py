@@ -215,6 +215,16 @@ async def test_acknowledged_before_begun_means_a_lower_position(store: EventStor
     assert await store.head() == 300
 
 
+async def test_a_clock_that_was_far_ahead(store: EventStore, clock: Clock) -> None:
+    """Once it is right again, so are the times of events."""
+    right = clock.now
+    clock.advance(70 * 365 * 86_400)
+    await must(store, notes("thread/a", "x"))
+    clock.now = right
+    await must(store, notes("thread/a", "y"))
+    assert [event.time for event in await store.fetch(after=1)] == [right]
+
+
 async def test_time_never_runs_backwards_when_the_store_gives_it(
     store: EventStore, clock: Clock
 ) -> None:

@@ -268,6 +268,21 @@ async def test_only_what_is_old_and_over_is_archived(store: LogStore) -> None:
     assert (await verify(store)).ok
 
 
+async def test_a_clock_that_was_wrong_stops_no_archive(store: LogStore) -> None:
+    """Events from the far future are as old as what was written before them."""
+    now = time.time_ns()
+    delta = new(c.StepDelta(step="s", text="1"), run="r")
+    ended = [new(c.StepCompleted(step="s", output="1"), run="r")]
+    for at in (now - 9 * 10**9, now + 10**18, now - 8 * 10**9, now - 10**9, now + 10**18):
+        await put(store, "thread/x", msgspec.structs.replace(delta, time=at))
+    await put(store, "thread/x", *ended)
+    done = await archive_streamed(store, before=now - 5 * 10**9)
+    assert (done.events, done.until) == (3, 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "PAGE", 1)
+        assert (await archive_streamed(store, before=now)).events == 2
+
+
 async def test_writing_goes_on_after_an_archive(open_log: Open) -> None:
     async with open_log() as store:
         await answer(store, "a")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from contextlib import AsyncExitStack
 
 import msgspec
@@ -107,6 +108,24 @@ async def test_nodes_know_of_each_other(postgres_url: str) -> None:
         assert await two.beat(node="b", lease=30) == {"b"}
         await two.leave(node="b")
         assert await one.beat(node="a", lease=30) == {"a"}
+
+
+async def test_old_commands_are_forgotten_by_the_servers_clock(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node whose clock is weeks ahead does not make all others forget what was just done."""
+    old, fresh = (notes("thread/a", text, command=text) for text in ("old", "fresh"))
+    async with opened(postgres_url) as store:
+        await store.append(old)
+        await store.append(fresh)
+        admin = await pg.connect(postgres_url)
+        await admin.execute("UPDATE command SET time = time - 8 * 86400e9 WHERE id = 'old'")
+        await admin.close()
+        ahead = time.time_ns() + 90 * 86_400 * 10**9
+        monkeypatch.setattr("app.events.postgres.time.time_ns", lambda: ahead)
+        await store._tidy()
+        assert await store.append(fresh) == Duplicate(2, 2)
+        assert isinstance(await store.append(old), Appended)
 
 
 async def test_names_that_need_escapes(postgres_url: str) -> None:
