@@ -153,3 +153,33 @@ def test_rename_search_delete_and_undo(chat: Chat) -> None:
     chat.page.reload()  # leaving the page makes it final
     expect(chat.page.locator(".threads")).to_contain_text(re.compile("listed here|Today"))
     expect(chat.page.get_by_text("Stripes")).to_have_count(0)
+
+
+def test_chats_are_renamed_and_deleted_by_keyboard(chat: Chat) -> None:
+    """The focus stays in the list, and what can be undone stays while somebody is at it."""
+    chat.ask("quagga one")
+    chat.page.get_by_role("button", name="New chat").first.click()
+    chat.ask("quagga two")
+    keys, rows = chat.page.keyboard, chat.page.locator(".thread a")
+    keys.press("Control+k")
+    keys.type("quagga")
+    expect(rows).to_have_count(2)
+    keys.press("ArrowDown")
+    expect(rows.first).to_be_focused()
+    keys.press("Tab")
+    keys.press("Enter")
+    keys.type("Zebra quagga")
+    keys.press("Enter")
+    expect(rows.first).to_be_focused()
+    expect(rows.first).to_have_text("Zebra quagga")
+    keys.press("ArrowDown")
+    keys.press("Tab")
+    keys.press("Tab")
+    chat.page.clock.install()
+    keys.press("Enter")
+    expect(rows).to_have_count(1)
+    expect(rows.first).to_be_focused()
+    chat.page.get_by_role("button", name="Undo").focus()
+    chat.page.clock.fast_forward(20_000)
+    keys.press("Enter")
+    expect(rows).to_have_count(2)

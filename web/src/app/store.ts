@@ -11,7 +11,7 @@ import { nextFrame, schedule } from "./bodies";
 import { clearDraft } from "./drafts";
 import { keepKey, token } from "./key";
 import { hide, refresh, rowOf, showName, unhide } from "./threads";
-import { dismiss, toast } from "./toasts";
+import { toast } from "./toasts";
 import { load, save } from "./storage";
 import { isActive } from "./view";
 
@@ -66,7 +66,7 @@ export function unlock(key: string): void {
 /** Begin: show the thread of the address and connect. */
 export function start(): void {
   addEventListener("popstate", () => show(threadOfAddress()));
-  addEventListener("pagehide", () => deletions.forEach((deletion) => deletion.commit()));
+  addEventListener("pagehide", () => deletions.forEach((commit) => commit()));
   show(threadOfAddress());
   connection.start();
 }
@@ -257,31 +257,20 @@ export function judge(message: string, value: -1 | 0 | 1): void {
   send({ t: "feedback", id: uuid7(), thread: current.value, message, value });
 }
 
-const UNDO_MS = 6000;
-
-interface Deletion {
-  commit(): void;
-}
-
-const deletions = new Set<Deletion>();
+/** Deletions that can still be undone: what tells the server of each. */
+const deletions = new Set<() => void>();
 
 /** Delete a thread; for a moment it can be undone, and only then the server is told. */
 export function remove(id: string, title: string): void {
   hide(id);
   if (id === current.value) newChat();
-  const deletion = {
-    commit() {
-      clearTimeout(timer);
-      if (deletions.delete(deletion)) send({ t: "delete", id: uuid7(), thread: id });
-    },
+  const commit = () => {
+    if (deletions.delete(commit)) send({ t: "delete", id: uuid7(), thread: id });
   };
-  const timer = setTimeout(deletion.commit, UNDO_MS);
-  deletions.add(deletion);
+  deletions.add(commit);
   const undo = () => {
-    clearTimeout(timer);
-    deletions.delete(deletion);
+    deletions.delete(commit);
     unhide(id);
-    dismiss(shown);
   };
-  const shown = toast(`Deleted “${title}”.`, { action: { label: "Undo", run: undo } }, UNDO_MS);
+  toast(`Deleted “${title}”.`, { action: { label: "Undo", run: undo }, gone: commit });
 }

@@ -15,7 +15,8 @@ export const more = signal<number | string | null>(null);
 
 export const threads = computed(() =>
   rows.value
-    .filter((row) => !hidden.value.has(row.id))
+    // What was begun over the API and has nothing to show yet is not listed.
+    .filter((row) => !hidden.value.has(row.id) && (row.messages > 0 || row.title))
     .map((row) => ({ ...row, title: renamed.value.get(row.id) ?? row.title })),
 );
 

@@ -8,21 +8,49 @@ export interface Toast {
   text: string;
   level: "info" | "error";
   action?: { label: string; run: () => void };
+  /** Told when it is gone, unless its action was taken. */
+  gone?: () => void;
 }
 
 export const toasts = signal<Toast[]>([]);
 /** Text of the polite live region. */
 export const announcement = signal("");
 
-export function toast(text: string, options: Partial<Omit<Toast, "id" | "text">> = {}, ms = 6000): string {
+const SHOWN_MS = 6000;
+const MOST = 4;
+/** Whether the pointer or the focus is on them: then they stay. */
+let held = false;
+let timers = new Map<string, ReturnType<typeof setTimeout>>();
+
+export function toast(text: string, options: Partial<Omit<Toast, "id" | "text">> = {}): void {
   const entry: Toast = { id: uuid7(), text, level: "info", ...options };
-  toasts.value = [...toasts.value, entry].slice(-4);
-  setTimeout(() => dismiss(entry.id), ms);
-  return entry.id;
+  toasts.value = [...toasts.value, entry];
+  for (const { id } of toasts.value.slice(0, -MOST)) dismiss(id);
+  if (!held) expire(entry.id);
 }
 
-export function dismiss(id: string): void {
-  toasts.value = toasts.value.filter((entry) => entry.id !== id);
+function expire(id: string): void {
+  timers.set(id, setTimeout(() => dismiss(id), SHOWN_MS));
+}
+
+/** While somebody is at them, toasts stay. */
+export function hold(now: boolean): void {
+  if (now === held) return;
+  held = now;
+  for (const timer of timers.values()) clearTimeout(timer);
+  timers = new Map();
+  if (!held) for (const { id } of toasts.value) expire(id);
+}
+
+export function dismiss(id: string, taken = false): void {
+  const entry = toasts.value.find((one) => one.id === id);
+  if (!entry) return;
+  clearTimeout(timers.get(id));
+  timers.delete(id);
+  toasts.value = toasts.value.filter((one) => one !== entry);
+  if (!toasts.value.length) held = false; // what was looked at is gone
+  if (taken) entry.action?.run();
+  else entry.gone?.();
 }
 
 /** Say something to screen readers. The same text twice is said twice. */

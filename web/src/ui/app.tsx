@@ -66,7 +66,7 @@ function Header() {
           <Panel />
         </button>
       )}
-      <h1 title={title}>{title}</h1>
+      <h1 dir="auto" title={title}>{title}</h1>
       {(narrowScreen.value || !sidebar.value) && (
         <button type="button" class="quiet" aria-label="New chat" title="New chat" onClick={newChat}>
           <Plus />

@@ -2,7 +2,7 @@
 
 import { useEffect, useState } from "preact/hooks";
 import { engine, link, notice, retryNow } from "../app/store";
-import { announcement, dismiss, toasts } from "../app/toasts";
+import { announcement, dismiss, hold, toasts } from "../app/toasts";
 import { Cross, Warn } from "./icons";
 
 /** A connection that comes back sooner is not worth a word. */
@@ -76,12 +76,21 @@ export function ReloadCard() {
 
 export function Toasts() {
   return (
-    <div class="toasts" role="region" aria-label="Messages" aria-live="polite">
+    <div
+      class="toasts"
+      role="region"
+      aria-label="Messages"
+      aria-live="polite"
+      onPointerEnter={() => hold(true)}
+      onPointerLeave={() => hold(false)}
+      onFocusIn={() => hold(true)}
+      onFocusOut={() => hold(false)}
+    >
       {toasts.value.map(({ id, text, level, action }) => (
         <div key={id} class={`toast ${level}`}>
           <span>{text}</span>
           {action && (
-            <button type="button" class="link" onClick={action.run}>
+            <button type="button" class="link" onClick={() => dismiss(id, true)}>
               {action.label}
             </button>
           )}

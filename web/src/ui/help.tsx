@@ -8,15 +8,16 @@ export const help = signal(false);
 
 const mac = /Mac|iP(hone|ad)/.test(navigator.platform);
 export const MOD = mac ? "⌘" : "Ctrl";
+const SHIFT = mac ? "⇧" : "Shift";
 
 const ROWS: [string[], string][] = [
   [["Enter"], "Send"],
-  [["⇧", "Enter"], "New line"],
+  [[SHIFT, "Enter"], "New line"],
   [["↑"], "In the empty input: bring back your last message"],
   [["Esc"], "Stop the answer, or close what is open"],
-  [["⇧", "Esc"], "Go to the input"],
-  [[MOD, "K"], "Search chats"],
-  [[MOD, "⇧", "O"], "New chat"],
+  [[SHIFT, "Esc"], "Go to the input"],
+  [[MOD, "K"], "Search chats; then ↑ and ↓ go through them"],
+  [[MOD, SHIFT, "O"], "New chat"],
   [[MOD, "/"], "This list"],
 ];
 

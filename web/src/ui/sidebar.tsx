@@ -1,7 +1,7 @@
 /** The list of chats. */
 
 import { Fragment } from "preact";
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useLayoutEffect, useRef, useState } from "preact/hooks";
 import type { ThreadRow } from "../app/api";
 import { dayGroup, excerpt, stamp } from "../app/format";
 import { isNarrow, sidebar, toggleSidebar } from "../app/layout";
@@ -18,6 +18,18 @@ function leave(): void {
 
 export function titleOf(row: Pick<ThreadRow, "title" | "preview">): string {
   return row.title || excerpt(row.preview ?? "", 60) || "New chat";
+}
+
+/** Arrows go from the search through the chats and back. */
+function walk(event: KeyboardEvent): void {
+  const at = event.target as HTMLElement;
+  if (event.isComposing || !at.matches("#search, .thread a")) return;
+  const stops = [...document.querySelectorAll<HTMLElement>("#search, .thread a")];
+  const index = stops.indexOf(at);
+  if (event.key === "ArrowDown") stops[index + 1]?.focus();
+  else if (event.key === "ArrowUp") stops[index - 1]?.focus();
+  else return;
+  event.preventDefault();
 }
 
 export function Sidebar() {
@@ -49,6 +61,7 @@ export function Sidebar() {
           placeholder="Search"
           autocomplete="off"
           value={search.value}
+          onKeyDown={walk}
           onInput={(event) => {
             search.value = event.currentTarget.value;
             refresh();
@@ -70,7 +83,7 @@ function ThreadList() {
   const rows = threads.value;
   let group = "";
   return (
-    <div class="threads" tabIndex={-1}>
+    <div class="threads" tabIndex={-1} onKeyDown={walk}>
       {rows.length === 0 && <Nothing />}
       {rows.length > 0 && (
         <ul>
@@ -87,7 +100,7 @@ function ThreadList() {
           })}
         </ul>
       )}
-      {more.value !== null && rows.length > 0 && (
+      {more.value !== null && (
         <button type="button" class="link more" onClick={() => void loadMore()}>
           Show older chats
         </button>
@@ -112,17 +125,28 @@ function Thread({ row }: { row: ThreadRow }) {
     openThread(row.id);
     leave();
   };
-  if (editing) return <Rename row={row} title={title} done={() => setEditing(false)} />;
+  const item = useRef<HTMLLIElement>(null);
+  const discard = () => {
+    const links = [...document.querySelectorAll<HTMLElement>(".thread a")];
+    const index = links.indexOf(item.current!.querySelector("a")!);
+    (links[index + 1] ?? links[index - 1])?.focus(); // the keyboard goes on where it was
+    remove(row.id, title);
+  };
+  const done = (back: boolean) => {
+    setEditing(false);
+    if (back) requestAnimationFrame(() => item.current?.querySelector("a")?.focus());
+  };
+  if (editing) return <Rename row={row} title={title} done={done} />;
   return (
-    <li class={here ? "thread here" : "thread"}>
-      <a href={`/t/${row.id}`} aria-current={here ? "page" : undefined} title={`${title}\n${stamp(row.updated)}`} onClick={open}>
+    <li ref={item} class={here ? "thread here" : "thread"}>
+      <a href={`/t/${row.id}`} dir="auto" aria-current={here ? "page" : undefined} title={`${title}\n${stamp(row.updated)}`} onClick={open}>
         {title}
       </a>
       <span class="thread-tools">
         <button type="button" class="quiet" aria-label={`Rename ${title}`} title="Rename" onClick={() => setEditing(true)}>
           <Pencil />
         </button>
-        <button type="button" class="quiet" aria-label={`Delete ${title}`} title="Delete" onClick={() => remove(row.id, title)}>
+        <button type="button" class="quiet" aria-label={`Delete ${title}`} title="Delete" onClick={discard}>
           <Bin />
         </button>
       </span>
@@ -130,15 +154,15 @@ function Thread({ row }: { row: ThreadRow }) {
   );
 }
 
-function Rename({ row, title, done }: { row: ThreadRow; title: string; done: () => void }) {
+function Rename({ row, title, done }: { row: ThreadRow; title: string; done: (back: boolean) => void }) {
   const input = useRef<HTMLInputElement>(null);
   const over = useRef(false);
-  useEffect(() => input.current?.select(), []);
-  const finish = (keep: boolean) => {
+  useLayoutEffect(() => input.current?.select(), []); // before the next key is typed
+  const finish = (keep: boolean, back: boolean) => {
     if (over.current) return;
     over.current = true;
     if (keep) rename(row.id, input.current!.value);
-    done();
+    done(back);
   };
   return (
     <li class="thread">
@@ -148,11 +172,11 @@ function Rename({ row, title, done }: { row: ThreadRow; title: string; done: () 
         aria-label="Title"
         maxLength={200}
         defaultValue={title}
-        onBlur={() => finish(true)}
+        onBlur={() => finish(true, false)}
         onKeyDown={(event) => {
           event.stopPropagation();
-          if (event.key === "Enter") finish(true);
-          if (event.key === "Escape") finish(false);
+          if (event.key === "Enter") finish(true, true);
+          if (event.key === "Escape") finish(false, true);
         }}
       />
     </li>
