@@ -51,6 +51,8 @@ def public_request(text: str) -> str:
 def public_thread(text: str) -> str | None:
     """The thread behind the id of a conversation, or of a response in one; None if it has none."""
     found = _ids(text)
+    if text.startswith("conv_") and is_id(text[5:]):
+        return text[5:]  # as handlers have it: conv_ and context.thread
     if text.startswith("conv_") and len(found) == 1:
         return found[0]
     return found[1] if len(found) == 2 else None

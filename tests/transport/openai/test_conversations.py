@@ -81,6 +81,8 @@ async def test_it_is_a_thread_of_who_made_it(
     assert state is not None
     assert (state.owner, state.title, state.metadata) == ("local", "Hello", {"topic": "greeting"})
     assert made["created_at"] == state.created // 10**9
+    as_handlers_have_it = f"{service.url}/v1/conversations/conv_{thread}"
+    assert (await client.get(as_handlers_have_it)).json() == made
     listed = (await client.get(f"{service.url}/api/threads")).json()["items"]
     assert thread in {row["id"] for row in listed}
     assert await said(client, conversation) == [("user", "Hello")]
