@@ -103,7 +103,7 @@ class Through:
                 self._holes = False
                 return found
             placed = _placed(found, after)
-            archived = await self._archived(parts, placed, after, end)
+            archived = await self._archived(known, parts, placed, after, end)
             if archived is None:
                 continue
             merged = {seq: row for seq, row in placed.items() if seq <= end} | archived
@@ -135,16 +135,21 @@ class Through:
         return found
 
     async def _archived(
-        self, parts: list[Part], placed: dict[int, Row | StoreError], after: int, until: int
+        self,
+        known: int,
+        parts: list[Part],
+        placed: dict[int, Row | StoreError],
+        after: int,
+        until: int,
     ) -> dict[int, Row | StoreError] | None:
-        """Rows the table does not have; None if a segment has become another."""
+        """Rows the table does not have; None if a segment has become another since ``known``."""
         found: dict[int, Row | StoreError] = {}
         broken: list[tuple[Part, StoreError]] = []
         for part in parts:
             try:
                 rows = await self._gather([part], after, until, None, None, until - after)
             except StoreError as error:
-                if await self._parts(self._generation, after, until, None) is None:
+                if await self._parts(known, after, until, None) is None:
                     return None
                 broken.append((part, error))
                 continue

@@ -413,6 +413,32 @@ async def test_missing_and_damaged_segments(store: LogStore, tmp_path: Path) -> 
     assert (await verify(store)).ok
 
 
+async def test_a_segment_that_goes_while_several_read(
+    store: LogStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another reader has learned meanwhile does not make the first one's look a fresh one."""
+    await answer(store, "a")
+    before = await store.rows(after=0, limit=20)
+    await archive_streamed(store, before=FUTURE)
+    assert store.objects is not None
+    read, calls = store.objects.read, 0
+
+    async def late(*args: Any, **options: Any) -> bytes:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            await restore(store)
+            await forget(store)
+            await everything(store)
+            await archive_streamed(store, before=FUTURE)
+            await store.rows(after=0, limit=20)
+        return await read(*args, **options)
+
+    monkeypatch.setattr(store.objects, "read", late)
+    assert await store.rows(after=0, limit=20) == before
+    assert calls > 1
+
+
 CATALOG = {
     "a stream is left out": "DELETE FROM segment_stream WHERE stream_id = 1",
     "a stream is cut": "UPDATE segment_stream SET last = last - 3",
