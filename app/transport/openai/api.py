@@ -48,7 +48,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Scoring(TypedDict, total=False):
-    """Arguments of an answer that says log probabilities."""
+    """Arguments of an answer that says log probabilities or token ids."""
 
     spell: Spell
     prompts: list[list[int]]
@@ -201,21 +201,24 @@ class Api:
         """
         return (await self.tokenizer(name)).token_bytes
 
-    async def scoring(self, requests: list[RequestQueued]) -> Scoring:
+    async def scoring(self, requests: list[RequestQueued], *, ids: bool = False) -> Scoring:
         """What it takes to say log probabilities of these requests, if they ask for any.
+
+        Args:
+            requests: All of one call.
+            ids: Whether token ids of the prompts are wanted too.
 
         Raises:
             ApiError: As `tokenizer`.
 
         """
         params = requests[0].params
-        if params.logprobs is None and params.prompt_logprobs is None:
+        if params.logprobs is None and params.prompt_logprobs is None and not ids:
             return {}
         tokenizer = await self.tokenizer(requests[0].model)
         found: Scoring = {"spell": tokenizer.token_bytes}
-        if params.prompt_logprobs is not None:
-            each = [prompt_ids(request, tokenizer) for request in requests]
-            found["prompts"] = each
+        if params.prompt_logprobs is not None or ids:
+            found["prompts"] = [prompt_ids(request, tokenizer) for request in requests]
         return found
 
     # ----------------------------------------------------------------------------- calls

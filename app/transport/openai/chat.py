@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -35,6 +35,7 @@ __all__ = ["FINGERPRINT", "ChatAnswer", "ChatBody", "Plan", "plan"]
 FINGERPRINT = f"everlog-{__version__}"
 MAX_TOP = 20
 """Most alternatives to a token that can be asked for."""
+NOTHING: Mapping[str, Any] = {}
 
 
 class ChatBody(Sampling, kw_only=True):
@@ -52,13 +53,15 @@ class ChatBody(Sampling, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool = True
     modalities: list[str] | None = None
+    return_token_ids: bool = False
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What a request asks of the engine."""
+    """What a request asks of the engine; ``ids``: the answer has token ids beside its texts."""
 
     requests: list[RequestQueued]
     tools: Tools = Tools()
+    ids: bool = False
 
 
 def plan(body: ChatBody, *, deadline: int | None, origin: dict[str, Any]) -> Plan:
@@ -87,7 +90,7 @@ def plan(body: ChatBody, *, deadline: int | None, origin: dict[str, Any]) -> Pla
         template=variables,
         metadata={"endpoint": "chat.completions", **origin},
     )
-    return Plan(choices(first, body.n), offered)
+    return Plan(choices(first, body.n), offered, body.return_token_ids)
 
 
 def choices(first: RequestQueued, count: int) -> list[RequestQueued]:
@@ -131,6 +134,7 @@ class _Choice:
         self.content: list[str] = []
         self.calls: list[dict[str, Any]] = []
         self.scores: list[dict[str, Any]] = []
+        self.ids: list[int] = []
         self.reason: str | None = None
 
 
@@ -143,7 +147,7 @@ class ChatAnswer:
         created: Seconds since the epoch.
         options: What the stream says.
         spell: For log probabilities; None leaves them out.
-        prompts: Token ids of the prompts, for theirs; of each request.
+        prompts: Token ids of the prompts, for theirs or if token ids are wanted; of each request.
 
     """
 
@@ -172,6 +176,7 @@ class ChatAnswer:
         self._options = options
         self._spell = spell
         self._scored = requests[0].params.logprobs is not None
+        self._ids = given.ids
         self._prompts = prompts
         self._before: dict[int, list[Any]] = {}
         self._usage = Counter(len(requests), len(requests))
@@ -181,7 +186,8 @@ class ChatAnswer:
     def opening(self) -> bytes:
         """A chunk with the role for every choice."""
         delta = {"role": "assistant", "content": "", "refusal": None}
-        return b"".join(self._chunk(index, delta) for index in range(len(self._choices)))
+        more = self._prompt_ids()
+        return b"".join(self._chunk(index, delta, **more) for index in range(len(self._choices)))
 
     def feed(self, index: int, payload: Payload) -> bytes:
         """Chunks that say what happened to a request."""
@@ -189,15 +195,14 @@ class ChatAnswer:
         choice = self._choices[index]
         match payload:
             case TokensGenerated():
-                scores = self._scores(payload)
-                choice.scores += scores
+                beside = self._beside(choice, payload)
                 if payload.prompt_logprobs and self._spell is not None:
                     self._before[index] = logprobs.prompt(
                         payload.prompt_logprobs, self._prompts[index], self._spell
                     )
-                return self._deltas(index, choice.parser.push(payload.text), scores)
+                return self._deltas(index, choice.parser.push(payload.text), beside)
             case RequestFinished(reason=reason):
-                frames = self._deltas(index, choice.parser.finish(), [])
+                frames = self._deltas(index, choice.parser.finish(), {})
                 choice.reason = "tool_calls" if choice.calls and reason == "stop" else reason
                 return frames + self._chunk(index, {}, choice.reason)
             case _:
@@ -219,15 +224,13 @@ class ChatAnswer:
         """The error, and nothing behind it."""
         return sse.data(error.body())
 
-    def _deltas(
-        self, index: int, deltas: Sequence[calls.Delta], scores: list[dict[str, Any]]
-    ) -> bytes:
+    def _deltas(self, index: int, deltas: Sequence[calls.Delta], beside: dict[str, Any]) -> bytes:
         choice, frames = self._choices[index], b""
         for delta in deltas:
             if isinstance(delta, str):
                 choice.content.append(delta)
-                frames += self._chunk(index, {"content": delta}, scores=scores)
-                scores = []
+                frames += self._chunk(index, {"content": delta}, beside=beside)
+                beside = {}
             elif self._parallel or not choice.calls:
                 call = {
                     "id": calls.call_id(choice.request, len(choice.calls)),
@@ -236,10 +239,10 @@ class ChatAnswer:
                 }
                 choice.calls.append(call)
                 part = {"index": len(choice.calls) - 1, **call}
-                frames += self._chunk(index, {"tool_calls": [part]}, scores=scores)
-                scores = []
-        if scores:  # tokens without a text of their own, yet
-            frames += self._chunk(index, {"content": ""}, scores=scores)
+                frames += self._chunk(index, {"tool_calls": [part]}, beside=beside)
+                beside = {}
+        if beside:  # tokens without a text of their own, yet
+            frames += self._chunk(index, {"content": ""}, beside=beside)
         return frames
 
     def _chunk(
@@ -248,26 +251,39 @@ class ChatAnswer:
         delta: dict[str, Any],
         reason: str | None = None,
         *,
-        scores: list[dict[str, Any]] | None = None,
+        beside: Mapping[str, Any] = NOTHING,
+        **more: Any,
     ) -> bytes:
+        """A chunk; ``beside`` is what its choice has beside the delta."""
         choice = {
             "index": index,
             "delta": delta,
-            "logprobs": {"content": scores, "refusal": None} if scores else None,
+            "logprobs": None,
             "finish_reason": reason,
+            **beside,
         }
-        chunk = {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
+        chunk = {**self._head, "object": "chat.completion.chunk", "choices": [choice], **more}
         if self._options.continuous_usage_stats:
             chunk["usage"] = self._usage.chat()
         elif self._options.include_usage:
             chunk["usage"] = None
         return sse.data(chunk)
 
-    def _scores(self, payload: TokensGenerated) -> list[dict[str, Any]]:
-        found = payload.logprobs
-        if not found or self._spell is None:
-            return []
-        return logprobs.chat(payload.tokens, found, self._spell)
+    def _beside(self, choice: _Choice, payload: TokensGenerated) -> dict[str, Any]:
+        """Log probabilities and ids of tokens, as far as they were asked for."""
+        found: dict[str, Any] = {}
+        if payload.logprobs and self._spell is not None:
+            scores = logprobs.chat(payload.tokens, payload.logprobs, self._spell)
+            choice.scores += scores
+            if scores:
+                found["logprobs"] = {"content": scores, "refusal": None}
+        if self._ids and payload.tokens:
+            choice.ids += payload.tokens
+            found["token_ids"] = payload.tokens
+        return found
+
+    def _prompt_ids(self) -> dict[str, Any]:
+        return {"prompt_token_ids": self._prompts[0]} if self._ids else {}
 
     # ----------------------------------------------------------------------------- whole
 
@@ -279,6 +295,7 @@ class ChatAnswer:
             "choices": [self._whole(index) for index in range(len(self._choices))],
             "usage": self._usage.chat(),
             **({"prompt_logprobs": self._before[0]} if 0 in self._before else {}),
+            **self._prompt_ids(),
         }
 
     def _whole(self, index: int) -> dict[str, Any]:
@@ -297,4 +314,5 @@ class ChatAnswer:
             "message": message,
             "logprobs": scores,
             "finish_reason": choice.reason,
+            **({"token_ids": choice.ids} if self._ids else {}),
         }

@@ -34,6 +34,7 @@ class CompletionBody(Sampling, kw_only=True):
     logprobs: int | None = None
     response_format: dict[str, Any] | None = None
     stream_options: StreamOptions = StreamOptions()
+    return_token_ids: bool = False
 
 
 def plan(
@@ -131,6 +132,10 @@ class CompletionAnswer:
         self._reasons: list[str | None] = [None] * len(requests)
         self._lists = [logprobs.Legacy(spell) if spell else None for _ in requests]
         self._scores: list[dict[str, list[Any]]] = [{} for _ in requests]
+        self._ids: list[list[int]] | None = (
+            [[] for _ in requests] if body.return_token_ids else None
+        )
+        self._begun: set[int] = set()  # choices of which there is a chunk
         self._spell = spell
         self._prompts = prompts
         self._before: dict[int, list[Any]] = {}
@@ -155,7 +160,10 @@ class CompletionAnswer:
                     self._before[index] = logprobs.prompt(
                         payload.prompt_logprobs, self._prompts[index], self._spell
                     )
-                return self._chunk(index, text, scores=scores) if text or scores else b""
+                ids = self._taken(index, payload)
+                if not (text or scores or ids):
+                    return b""
+                return self._chunk(index, text, scores=scores, **ids)
             case RequestFinished(reason=reason):
                 self._reasons[index] = reason
                 return self._chunk(index, "", reason)
@@ -181,6 +189,8 @@ class CompletionAnswer:
                 "logprobs": self._scores[index] or None,
                 "finish_reason": self._reasons[index],
                 **({"prompt_logprobs": self._before[index]} if index in self._before else {}),
+                **self._prompt_ids(index),
+                **({"token_ids": self._ids[index]} if self._ids is not None else {}),
             }
             for index, text in enumerate(self._texts)
         ]
@@ -188,6 +198,16 @@ class CompletionAnswer:
 
     def _prompt(self, request: RequestQueued) -> str:
         return (request.text or "") if self._echo else ""
+
+    def _prompt_ids(self, index: int) -> dict[str, Any]:
+        return {} if self._ids is None else {"prompt_token_ids": self._prompts[index]}
+
+    def _taken(self, index: int, payload: TokensGenerated) -> dict[str, Any]:
+        """Ids of tokens, if they were asked for."""
+        if self._ids is None or not payload.tokens:
+            return {}
+        self._ids[index] += payload.tokens
+        return {"token_ids": payload.tokens}
 
     def _scored(self, index: int, payload: TokensGenerated) -> dict[str, Any] | None:
         lists, found = self._lists[index], payload.logprobs
@@ -205,8 +225,12 @@ class CompletionAnswer:
         reason: str | None = None,
         *,
         scores: dict[str, Any] | None = None,
+        **more: Any,
     ) -> bytes:
-        choice = {"index": index, "text": text, "logprobs": scores, "finish_reason": reason}
+        choice = {"index": index, "text": text, "logprobs": scores, "finish_reason": reason, **more}
+        if index not in self._begun:
+            self._begun.add(index)
+            choice |= self._prompt_ids(index)
         chunk = {**self._head, "choices": [choice]}
         if self._options.continuous_usage_stats:
             chunk["usage"] = self._usage.chat()

@@ -71,12 +71,14 @@ class Planned(msgspec.Struct, frozen=True):
         requests: The engine's requests, at least one.
         answer: Makes the answer of them, given the requests, perhaps under other names, and what
             `app.transport.openai.api.Scoring` has: bytes of tokens and token ids of the prompts,
-            if log probabilities are asked for.
+            if log probabilities or token ids are asked for.
+        ids: Whether token ids are.
 
     """
 
     requests: list[RequestQueued]
     answer: Finish
+    ids: bool = False
 
 
 def read(text: bytes, number: int, *, url: str | None = None) -> Line:
@@ -221,6 +223,7 @@ def _chat(
             spell=spell,
             prompts=prompts,
         ),
+        ids=given.ids,
     )
 
 
@@ -236,6 +239,7 @@ def _completion(
         lambda requests, spell, prompts: completions.CompletionAnswer(
             requests, body, model=name, created=created, spell=spell, prompts=prompts
         ),
+        ids=body.return_token_ids,
     )
 
 

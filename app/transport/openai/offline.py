@@ -210,11 +210,11 @@ class Offline:
 
     def _answer(self, planned: Planned) -> Answer:
         params = planned.requests[0].params
-        if params.logprobs is None and params.prompt_logprobs is None:
+        if params.logprobs is None and params.prompt_logprobs is None and not planned.ids:
             return planned.answer(planned.requests, None, ())
         tokenizer = self._tokenizer = self._tokenizer or Tokenizer.open(self._path)
         prompts = []
-        if params.prompt_logprobs is not None:
+        if params.prompt_logprobs is not None or planned.ids:
             prompts = [prompt_ids(request, tokenizer) for request in planned.requests]
         return planned.answer(planned.requests, tokenizer.token_bytes, prompts)
 

@@ -115,7 +115,7 @@ class _Endpoints:
             model=name,
             created=int(time.time()),
             options=body.stream_options,
-            **await api.scoring(plan.requests),
+            **await api.scoring(plan.requests, ids=plan.ids),
         )
         return await api.reply(request, plan.requests, answer, stream=body.stream, unused=unused)
 
@@ -129,7 +129,7 @@ class _Endpoints:
             body,
             model=name,
             created=int(time.time()),
-            **await api.scoring(requests),
+            **await api.scoring(requests, ids=body.return_token_ids),
         )
         return await api.reply(request, requests, answer, stream=body.stream, unused=unused)
 

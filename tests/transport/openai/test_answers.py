@@ -75,6 +75,7 @@ def chat(*, scored: bool = False, **fields: Any) -> ChatAnswer:
         created=1,
         options=body.stream_options,
         spell=spell if scored else None,
+        prompts=[[7, 8]] * body.n,
     )
 
 
@@ -87,6 +88,7 @@ def completion(*, scored: bool = False, **fields: Any) -> CompletionAnswer:
         model="m",
         created=1,
         spell=spell if scored else None,
+        prompts=[[7, 8]] * body.n,
     )
 
 
@@ -145,6 +147,29 @@ def test_calls_as_a_stream_and_as_a_whole() -> None:
     message = answer.body()["choices"][0]["message"]
     assert message["content"] == "I look."
     assert [c["id"] for c in message["tool_calls"]] == [first["id"], second["id"]]
+
+
+def test_token_ids_as_a_stream_and_as_a_whole() -> None:
+    answer = chat(return_token_ids=True, n=2)
+    chunks = run(answer, events("a", "", "b"), events("c"))  # one token without a text yet
+    assert [c.get("prompt_token_ids") for c in chunks[:3]] == [[7, 8], [7, 8], None]
+    told: list[list[int]] = [[], []]
+    for choice in (c["choices"][0] for c in chunks):
+        told[choice["index"]] += choice.get("token_ids", [])
+    assert told == [[97, 0, 98], [99]]
+    assert answer.body()["prompt_token_ids"] == [7, 8]
+    assert [c["token_ids"] for c in answer.body()["choices"]] == told
+    legacy = completion(return_token_ids=True, n=2)
+    chunks = run(legacy, events("a", "", "b"), events("c"))
+    choices = [c["choices"][0] for c in chunks]
+    assert [c.get("prompt_token_ids") for c in choices[:3]] == [[7, 8], [7, 8], None]
+    assert [c["token_ids"] for c in choices if c["index"] == 0 and "token_ids" in c] == [
+        *([97], [0], [98])
+    ]
+    for index, choice in enumerate(legacy.body()["choices"]):
+        assert (choice["prompt_token_ids"], choice["token_ids"]) == ([7, 8], told[index])
+    for plain in (chat(), completion()):
+        assert "token_ids" not in json.dumps(run(plain, events("a"))) + json.dumps(plain.body())
 
 
 def test_an_answer_that_only_calls_has_no_content() -> None:

@@ -235,6 +235,28 @@ def test_logprobs_of_the_prompt(client: OpenAI) -> None:
         client.completions.create(model=MODEL, prompt="1", stream=True, extra_body=extra)
 
 
+def test_token_ids(client: OpenAI, server: Server) -> None:
+    extra = {"return_token_ids": True}
+    asked: Any = {"model": MODEL, "messages": PARIS, "temperature": 0, "max_tokens": 4}
+    whole = client.chat.completions.create(**asked, extra_body=extra).to_dict()
+    choice: Any = whole["choices"][0]  # type: ignore[index]
+    prompt = httpx2.post(f"{server.url}/tokenize", json={"messages": PARIS}).json()["tokens"]
+    assert whole["prompt_token_ids"] == prompt
+    said = httpx2.post(f"{server.url}/detokenize", json={"tokens": choice["token_ids"]}).json()
+    assert said["prompt"] == choice["message"]["content"]
+    told: list[int] = []
+    with client.chat.completions.create(**asked, stream=True, extra_body=extra) as stream:
+        chunks: list[Any] = [chunk.to_dict() for chunk in stream]
+    for chunk in chunks:
+        told += chunk["choices"][0].get("token_ids", [])
+    assert (chunks[0]["prompt_token_ids"], told) == (prompt, choice["token_ids"])
+    again: Any = client.completions.create(
+        model=MODEL, prompt=prompt, temperature=0, max_tokens=4, extra_body=extra
+    ).to_dict()
+    assert again["choices"][0]["prompt_token_ids"] == prompt
+    assert again["choices"][0]["token_ids"] == told
+
+
 def test_errors_are_those_of_the_client(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(model=MODEL, messages=PARIS, temperature=-1)
