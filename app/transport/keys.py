@@ -101,6 +101,11 @@ class Keys:
             return found
         return next((k for k in self.all if k.name == given and k.revoked is None), None)
 
+    def acting(self, actor: str, at: int) -> Key | None:
+        """Return the key that wrote as an actor at a time (ns since the epoch); None: none did."""
+        made = (k for k in self.all if f"key:{k.name}" == actor and k.created <= at)
+        return max(made, key=lambda k: k.created, default=None)
+
     def find(self, secret: str) -> Key | None:
         """Return the key that this is the text of, valid or not. Takes as long for wrong ones."""
         _, _, rest = secret.partition("_")

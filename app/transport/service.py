@@ -100,7 +100,9 @@ class Service:
         self.calls = Active()
         self.shelf = Shelf(store)
         self.api = Api(self)
-        self.batches = BatchKeeper(self.api, self.shelf, objects, runtime.presence)
+        self.batches = BatchKeeper(
+            self.api, self.shelf, objects, runtime.presence, keys=lambda: self.auth.keys
+        )
         self.edge = Edge(store, runtime, self.auth, self.welcome, self.standing)
         self.owners = self.edge.owners
         self.cache = self.edge.cache

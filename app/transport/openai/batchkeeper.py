@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Callable
 
 from app.errors import EverlogError
 from app.events.catalogue import BatchClaimed
@@ -13,6 +14,7 @@ from app.events.follow import following
 from app.events.objects import Objects
 from app.events.presence import Presence
 from app.events.store import StoreClosed, StoreError
+from app.transport.keys import Keys
 from app.transport.openai.api import Api
 from app.transport.openai.batchrun import Run, Taken
 from app.transport.openai.library import STREAM, TYPES, Batch, Library, Shelf
@@ -37,12 +39,22 @@ class BatchKeeper:
         shelf: Files and batches.
         objects: Where files are.
         presence: This node among others.
+        keys: All keys as they are: batches of revoked ones end.
 
     """
 
-    def __init__(self, api: Api, shelf: Shelf, objects: Objects, presence: Presence) -> None:
+    def __init__(
+        self,
+        api: Api,
+        shelf: Shelf,
+        objects: Objects,
+        presence: Presence,
+        *,
+        keys: Callable[[], Keys],
+    ) -> None:
         self._api, self._shelf, self._objects = api, shelf, objects
         self._presence = presence
+        self._keys = keys
         self._runs: dict[str, tuple[Run, asyncio.Task[None]]] = {}
         self._later: dict[str, float] = {}
         self._bell = asyncio.Event()
@@ -102,6 +114,8 @@ class BatchKeeper:
                 task.cancel()  # we were taken for dead
             elif batch.state == "cancelling":
                 await run.cancel()
+            elif self._revoked(batch):
+                await run.revoke()
             return
         if len(self._runs) >= MAX_RUNS or time.monotonic() < self._later.get(batch.id, 0.0):
             return
@@ -114,11 +128,18 @@ class BatchKeeper:
                 return
         limit = self._api.source.config.api.batch_requests
         run = Run(self._api, self._shelf, self._objects, batch, node=name, limit=limit)
+        if self._revoked(batch):
+            await run.revoke()
         self._runs[batch.id] = run, asyncio.create_task(self._carry(run))
 
     def _free(self, batch: Batch) -> bool:
         node = batch.node
         return node in (None, self._presence.name) or self._presence.gone(node or "")
+
+    def _revoked(self, batch: Batch) -> bool:
+        """Whether whoever began it may do nothing any more."""
+        key = self._keys().acting(batch.owner, (batch.times["validating"] + 1) * 10**9)
+        return key is not None and key.revoked is not None
 
     def _claims(self, library: Library, id: str) -> list[BatchClaimed]:
         batch = library.batches[id]

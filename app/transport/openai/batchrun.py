@@ -46,6 +46,7 @@ SLOW_REPORT_SECONDS = 15.0
 """The same if it was less."""
 
 LOST = c.LineError(code="file_missing", message="the input file is gone")
+REVOKED = c.LineError(code="invalid_api_key", message="the API key of this batch was revoked")
 
 Result = dict[str, Any]
 
@@ -74,19 +75,25 @@ class Run:
         self._api, self._shelf, self._objects = api, shelf, objects
         self._node, self._limit = node, limit
         self._cancelled = batch.state == "cancelling"
-        self._expired = False
+        self._expired = self._revoked = False
         self._open: set[Call] = set()
         self._completed = self._failed = 0
 
     @property
     def over(self) -> bool:
         """Whether nothing new may begin."""
-        return self._cancelled or self._expired
+        return self._cancelled or self._expired or self._revoked
 
     async def cancel(self) -> None:
         """End it: what is under way is cancelled."""
         if not self._cancelled:
             self._cancelled = True
+            await self._cut()
+
+    async def revoke(self) -> None:
+        """End it as failed: whoever began it may do nothing any more."""
+        if not self._revoked:
+            self._revoked = True
             await self._cut()
 
     async def run(self) -> None:
@@ -115,7 +122,7 @@ class Run:
                 for helper in helpers:
                     helper.cancel()
                 await asyncio.gather(*helpers, return_exceptions=True)
-            await self._end(good, bad, lost)
+            await self._end(good, bad, [*lost, REVOKED] if self._revoked else lost)
 
     # ---------------------------------------------------------------------------- begin
 
@@ -225,7 +232,7 @@ class Run:
             )
             names = [_request(batch.id, line.number, i) for i in range(len(planned.requests))]
             requests = lines.named(planned.requests, names)
-            scoring = await self._api.scoring(requests)
+            scoring = await self._api.scoring(requests, ids=planned.ids)
         except ApiError as error:
             return lines.failure(name, line, error)
         answer = planned.answer(requests, scoring.get("spell"), scoring.get("prompts", ()))
@@ -252,6 +259,8 @@ class Run:
     def _undone(self, name: str, line: Line, *, expired: bool = False) -> Result | None:
         if self._cancelled and not expired:
             return None
+        if self._revoked and not expired:
+            return lines.undone(name, line, REVOKED.code, REVOKED.message)
         message = "the line was not done before the end of the batch's completion_window"
         return lines.undone(name, line, "batch_expired", message)
 

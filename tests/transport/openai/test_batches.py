@@ -298,6 +298,37 @@ async def test_cancelled_it_keeps_what_is_done(tmp_path: Path) -> None:
         assert (await client.batches.cancel(id)).status == "cancelled"
 
 
+async def test_with_its_key_revoked_it_ends(tmp_path: Path) -> None:
+    few = ApiConfig(batch_requests=4)
+    async with serving(tmp_path, api=few) as service, api(service) as everybody:
+        made = await keys.create(service.store, "ann", scopes=["api"])
+        await asyncio.sleep(0.1)  # until the server knows it
+        async with api(service, made.secret) as client:
+            id = await create(client, await upload(client, *(line(f"id-{n}") for n in range(30))))
+        async with engine(service) as worked:
+            await worked.seen(6)
+            worked.free.clear()
+            await worked.seen(7)
+            await keys.revoke(service.store, "ann")
+            batch = await ended(everybody, id)
+        assert batch.status == "failed"
+        assert [each.code for each in batch.errors.data] == ["invalid_api_key"]
+        done = await results(everybody, batch.output_file_id)
+        refused = await results(everybody, batch.error_file_id)
+        assert 5 <= len(done) < 30 and len(done) + len(refused) == 30
+        assert {each["error"]["code"] for each in refused} == {"invalid_api_key"}
+        assert not await service.store.leases()
+        late = await by_hand(service, everybody, line("a"), owner="key:ann")
+        await service.shelf.change(lambda _: [late])
+        found = await ended(everybody, batch_id(late.batch))
+        assert (found.status, found.request_counts.failed) == ("failed", 1)
+        made = await keys.create(service.store, "ann", scopes=["api"])  # the name, not the key
+        await asyncio.sleep(0.1)
+        async with api(service, made.secret) as client, engine(service):
+            id = await create(client, await upload(client, line("b")))
+            assert (await ended(client, id)).status == "completed"
+
+
 async def by_hand(
     service: Service, client: AsyncOpenAI, *lines: Any, seconds: float = 3600, **more: Any
 ) -> BatchCreated:
