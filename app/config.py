@@ -202,7 +202,12 @@ class ObjectsConfig(_Section, frozen=True, kw_only=True):
         bool, _doc("Name the bucket in the path, as many services need, not in the host.")
     ] = False
     presign_seconds: Annotated[
-        int, _doc("Let browsers fetch files from S3 itself, by URLs valid so long; 0 is off.", ge=0)
+        int,
+        _doc(
+            "Send clients that fetch a file (`/v1/files/{id}/content`) to S3 itself, by URLs valid "
+            "so long; 0 is off.",
+            ge=0,
+        ),
     ] = 0
 
 

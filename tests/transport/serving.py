@@ -59,6 +59,7 @@ async def serving(
     watch: bool = False,
     api: ApiConfig | None = None,
     database: str | None = None,
+    objects: ObjectsConfig | None = None,
     telemetry: TelemetryConfig | None = None,
     **server: Any,
 ) -> AsyncIterator[Service]:
@@ -69,7 +70,7 @@ async def serving(
         database=DatabaseConfig(url=url, synchronous="normal"),
         engine=EngineConfig(enabled=False),
         api=api or ApiConfig(),
-        objects=ObjectsConfig(url=str(folder / "objects")),
+        objects=objects or ObjectsConfig(url=str(folder / "objects")),
         telemetry=telemetry or TelemetryConfig(),
     )
     ready: asyncio.Future[Service] = asyncio.get_running_loop().create_future()

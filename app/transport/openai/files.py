@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from app.events import catalogue as c
 from app.events.ids import uuid7
@@ -99,10 +99,16 @@ class Files:
         return json((await self._find(request)).shown())
 
     async def content(self, request: Request) -> Response:
-        """What is in it."""
+        """What is in it, or where it can be fetched."""
         file = await self._find(request)
         if await self._objects.stat(file.object) is None:
             raise ApiError(404, f"the content of {file_id(file.id)} is gone", code="not_found")
+        if seconds := self._api.source.config.objects.presign_seconds:
+            url = await self._objects.presign(
+                file.object, seconds=seconds, filename=file.name, mime="application/jsonl"
+            )
+            if url is not None:
+                return RedirectResponse(url, headers={"cache-control": "no-store"})
         return StreamingResponse(
             self._objects.get(file.object, sha256=file.sha256),
             media_type="application/jsonl",

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import msgspec
 import openai
 import pytest
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from openai import AsyncOpenAI, OpenAI
 
 from app.cli import everlog
-from app.config import ApiConfig
+from app.config import ApiConfig, ObjectsConfig
 from app.events.catalogue import (
     BatchCancelling,
     BatchClaimed,
@@ -35,6 +36,7 @@ from app.transport.openai.errors import ApiError
 from app.transport.openai.library import STREAM, batch_id, file_id
 from app.transport.openai.multipart import Begin, End, Form
 from app.transport.server import Service
+from tests.support.s3 import CREDENTIALS, s3_server
 from tests.support.server import Server
 from tests.transport.openai.test_edge import Worker
 from tests.transport.serving import serving
@@ -327,6 +329,27 @@ async def test_with_its_key_revoked_it_ends(tmp_path: Path) -> None:
         async with api(service, made.secret) as client, engine(service):
             id = await create(client, await upload(client, line("b")))
             assert (await ended(client, id)).status == "completed"
+
+
+async def test_files_in_s3_are_fetched_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    with s3_server() as endpoint:
+        there = ObjectsConfig(
+            url="s3://files/a", endpoint=endpoint, path_style=True, presign_seconds=60
+        )
+        assert httpx2.put(f"{endpoint}/files").status_code == 200  # a bucket
+        async with serving(tmp_path, objects=there) as service, api(service) as client:
+            content = jsonl(line("a")) * 9
+            file = await client.files.create(file=("my ä.jsonl", content), purpose="batch")
+            url = f"{service.url}/v1/files/{file.id}/content"
+            async with httpx2.AsyncClient() as plain:
+                sent = await plain.get(url)
+            assert (sent.status_code, sent.headers["cache-control"]) == (307, "no-store")
+            assert sent.headers["location"].startswith(f"{endpoint}/files/a/files/")
+            assert (await client.files.content(file.id)).content == content
 
 
 async def by_hand(
