@@ -30,7 +30,7 @@ LAYERS = [
 GROUND = {"errors", "config"}
 #: The side of the engine that lives in the core process: no event loop, no database.
 HOST_SIDE = {
-    *("host", "supervisor", "hub", "flush", "recovery", "deadlines", "claims"),
+    *("host", "supervisor", "hub", "flush", "recovery", "deadlines", "claims", "claiming"),
     *("keeper", "workers", "again"),
 }
 

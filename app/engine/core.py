@@ -144,7 +144,7 @@ class Core:
             min_tokens=add.params.min_tokens,
         )
         text.replay(add.output)
-        ended = "stop" if text.stopped else self.scheduler.reason(sequence)
+        ended = "stop" if text.stopped else self.scheduler.endings.reason(sequence)
         if ended is not None:  # its committed tokens were all of it
             now = time.time()
             started = Started(

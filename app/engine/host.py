@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
-import time
 from collections.abc import AsyncIterator, Callable
 
 import anyio
@@ -18,10 +16,10 @@ import msgspec
 from anyio.abc import TaskGroup, TaskStatus
 
 from app.config import EngineConfig, StreamConfig
+from app.engine.claiming import Claimer
 from app.engine.claims import Claims
 from app.engine.deadlines import Deadlines
-from app.engine.frames import Ready, Step, capacity, core_config
-from app.engine.room import Room
+from app.engine.frames import Ready, Step, core_config
 from app.engine.supervisor import Backoff, CoreProcess
 from app.engine.workers import presence_name, worker_stream
 from app.errors import StartupError
@@ -29,20 +27,12 @@ from app.events import codec
 from app.events.catalogue import Payload, WorkerCrashed, WorkerDrained, WorkerStarted
 from app.events.envelope import Event
 from app.events.follow import following
-from app.events.presence import WORKER, Presence
-from app.events.queue import queued_fields
-from app.events.store import Append, EventStore, Order, StoreClosed, StoreError
+from app.events.presence import Presence
+from app.events.store import Append, EventStore, StoreClosed, StoreError
 
 __all__ = ["EngineHost"]
 
 log = logging.getLogger(__name__)
-
-SHARE = 16
-"""Part of a batch that is claimed at once while there are other workers."""
-URGENT = 8
-"""Most requests claimed at once that a full worker makes room for."""
-STEP_BACK = 0.05
-"""Seconds that a full worker lets others claim first."""
 
 _WATCHED = (
     *("request.queued", "request.abandoned", "request.cancelled", "request.failed"),
@@ -88,13 +78,11 @@ class EngineHost:
             store,
             stream or StreamConfig(),
             worker=worker,
-            freed=self._freed,
+            freed=lambda: self._claimer.freed(),
             private=config.prefix_scope == "tenant",
         )
+        self._claimer = Claimer(store, config, self._claims, worker=worker, presence=self.presence)
         self._deadlines = Deadlines(store, self._claims.holds)
-        self._work = asyncio.Event()
-        self._more = False  # the last claim took all it could
-        self._room = Room()
         self._lost = False  # authority: claims must be given back before new ones are made
         self._alarm = asyncio.Event()
         self._draining = False
@@ -160,6 +148,7 @@ class EngineHost:
                 return
             self._draining = True
             failed = self.state == "failed"
+            self._claimer.pause()
             self._claims.give_up()
             try:
                 if self._entered:  # else the name is another's
@@ -191,7 +180,7 @@ class EngineHost:
         self.model = core.ready
         await self._tell_started(core)
         self.state = "ready"
-        self._room.opened(time.time())
+        self._claimer.opened()
         return core
 
     async def _compute(self, core: CoreProcess) -> None:
@@ -199,7 +188,7 @@ class EngineHost:
         backoff = Backoff()
         while True:
             async with anyio.create_task_group() as group:
-                group.start_soon(self._claim, core)
+                group.start_soon(self._claimer.run, core, self._lose)
                 if await self._read(core):
                     backoff.reset()
                 group.cancel_scope.cancel()
@@ -243,79 +232,14 @@ class EngineHost:
     def _saw(self, event: Event) -> None:
         if event.type == "request.queued":
             self._deadlines.note(event)
-            self._room.note(_priority(event.data))
-            self._work.set()
+            self._claimer.queued(event)
             return
         request = event.request or ""
         if event.type == "request.abandoned":
-            self._room.note(math.inf)
-            self._work.set()
+            self._claimer.abandoned()
             self._claims.lost(request, epoch=_epoch(event.data))
         else:
             self._claims.lost(request)
-
-    def _freed(self) -> None:
-        if self._more:
-            self._work.set()
-
-    async def _claim(self, core: CoreProcess) -> None:
-        """Take requests from the queue whenever there is room, and send them to the core."""
-        names = sorted({self._config.model, core.ready.model})
-        while not self._draining:
-            self._work.clear()
-            try:
-                while not self._lost and await self._claim_some(names):
-                    pass
-            except StoreError as error:
-                self._lose(error)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._config.lease_seconds / 2):
-                    await self._work.wait()
-
-    async def _claim_some(self, names: list[str]) -> bool:
-        """Claim what there is room for; returns whether there may be more to claim now.
-
-        Beside other workers it is a few at a time, and who has less to do goes first.
-        """
-        most = self._config.max_batch
-        full = capacity(most)
-        limit = room = full - len(self._claims)
-        order = Order(priority=self._config.policy == "priority", fair=self._config.fair)
-        if room <= 0:
-            self._room.filled()
-            return await self._claim_urgent(names, 2 * full - len(self._claims), order)
-        self._room.emptied(time.time())
-        if any(name.startswith(WORKER) for name in self.presence.live - {self.presence.name}):
-            limit = min(room, max(1, most // SHARE))
-            await asyncio.sleep(STEP_BACK * len(self._claims) / full)
-        self._more = await self._take(names, limit, order)
-        return self._more
-
-    async def _claim_urgent(self, names: list[str], room: int, order: Order) -> bool:
-        """Claim beyond what there is room for, if it outranks what is held: the core makes room."""
-        lowest = self._claims.lowest
-        self._more = True
-        if room <= 0 or lowest is None or not order.priority or not self._room.wanted(lowest):
-            return False
-        more = await self._take(
-            names, min(room, URGENT), msgspec.structs.replace(order, above=lowest)
-        )
-        if not more:
-            self._room.served(lowest)
-        return more
-
-    async def _take(self, names: list[str], limit: int, order: Order) -> bool:
-        """Claim and compute; returns whether that took all that it could."""
-        claimed = await self._store.claim(
-            worker=self._worker,
-            limit=limit,
-            lease=self._config.lease_seconds,
-            models=names,
-            order=order,
-        )
-        for claim in claimed:
-            await self._claims.take(claim, waited=self._room.waited(claim.queued.time / 1e9))
-        return len(claimed) == limit
 
     async def _read(self, core: CoreProcess) -> bool:
         """Take in frames until the core is gone; returns whether it computed anything."""
@@ -345,6 +269,7 @@ class EngineHost:
             raise error
         log.error("lost authority over %d requests: %s", len(self._claims), error)
         self._lost = True
+        self._claimer.pause()
         self._alarm.set()
         self._claims.lost_all()
 
@@ -361,7 +286,8 @@ class EngineHost:
                 if self._lost:
                     await self._store.expire(worker=self._worker, reason="lost authority")
                     self._lost = False
-                    self._work.set()
+                    if not self._draining:
+                        self._claimer.resume()
                 held = set(await self._store.heartbeat(worker=self._worker, lease=lease))
                 await self._store.expire()
             except StoreError as error:
@@ -422,10 +348,3 @@ _abandoned = msgspec.json.Decoder(_Abandoned)
 
 def _epoch(data: bytes) -> int:
     return _abandoned.decode(data).epoch
-
-
-def _priority(data: bytes) -> float:
-    try:
-        return queued_fields(data).priority
-    except msgspec.DecodeError:
-        return -math.inf  # whoever claims it says so

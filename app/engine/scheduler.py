@@ -20,6 +20,7 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from app.engine.blocks import BlockManager
+from app.engine.endings import Endings
 from app.engine.frames import Failed, Preempted, Resumed, Started
 from app.engine.sampling import TokenLogprobs
 from app.engine.sequence import Draw, Sequence, State, Work
@@ -81,7 +82,7 @@ class Scheduler:
     ) -> None:
         self.blocks = blocks
         self.context = min(context, blocks.num_blocks * blocks.block_size)
-        self.eos = frozenset(eos)
+        self.endings = Endings(eos, self.context)
         self.max_tokens = max_tokens
         self.max_batch = min(max_batch, max_tokens)  # so that every sequence moves in every step
         self.by_priority = policy == "priority"
@@ -197,51 +198,27 @@ class Scheduler:
                 self.end(sequence.request)
                 failed = Failed(request=sequence.request, code="error", message=draw.error)
                 self.notices.append(failed)
-                continue
-            if draw.embedding is not None:
+            elif draw.embedding is not None:
                 self.end(sequence.request)
                 results.append(Sampled(sequence, [], "stop", embedding=draw.embedding))
-                continue
-            tokens, reason = self._extend(sequence, draw.tokens)
-            self._waiting.charge(sequence.tenant, OUTPUT_COST * len(tokens))
-            accepted = _common(tokens, work.drafts)
-            if accepted:  # the last token is computed in the next step, whatever it is
-                sequence.computed = min(sequence.computed + accepted, len(sequence.tokens) - 1)
-                self.blocks.record(sequence)
-            if reason is not None:
-                self.end(sequence.request)
-            logprobs = draw.logprobs and draw.logprobs[: len(tokens)]
-            drafts = (len(work.drafts), accepted)
-            results.append(Sampled(sequence, tokens, reason, logprobs, draw.prompt, drafts=drafts))
+            else:
+                results.append(self._sampled(work, draw))
         return results
 
-    def _extend(self, sequence: Sequence, tokens: list[int]) -> tuple[list[int], str | None]:
-        """Add tokens up to the one that ends the sequence; those added, and why it ended."""
-        for count, token in enumerate(tokens, 1):
-            sequence.tokens.append(token)
-            reason = self.reason(sequence)
-            if reason is not None:
-                return tokens[:count], reason
-        return tokens, None
-
-    def reason(self, sequence: Sequence) -> str | None:
-        """Why the last token of a sequence ends it, or None.
-
-        End tokens count only behind the first ``min_tokens`` output tokens; but where an answer
-        has a form, an end token is there only if the form is complete.
-        """
-        output = len(sequence.tokens) - sequence.prompt_len
-        if not output:
-            return None
-        params, token = sequence.params, sequence.tokens[-1]
-        if params.structured is not None and token in self.eos:
-            return "stop"
-        ends = (token in self.eos and not params.ignore_eos) or token in params.stop_token_ids
-        if ends and output > params.min_tokens:
-            return "stop"
-        if params.max_tokens is not None and output >= params.max_tokens:
-            return "length"
-        return "length" if len(sequence.tokens) >= self.context else None
+    def _sampled(self, work: Work, draw: Draw) -> Sampled:
+        """Take in the tokens that a sequence got."""
+        sequence = work.sequence
+        tokens, reason = self.endings.extend(sequence, draw.tokens)
+        self._waiting.charge(sequence.tenant, OUTPUT_COST * len(tokens))
+        accepted = _common(tokens, work.drafts)
+        if accepted:  # the last token is computed in the next step, whatever it is
+            sequence.computed = min(sequence.computed + accepted, len(sequence.tokens) - 1)
+            self.blocks.record(sequence)
+        if reason is not None:
+            self.end(sequence.request)
+        logprobs = draw.logprobs and draw.logprobs[: len(tokens)]
+        drafts = (len(work.drafts), accepted)
+        return Sampled(sequence, tokens, reason, logprobs, draw.prompt, drafts=drafts)
 
     def _decode(self) -> tuple[list[Work], bool]:
         """Works for sequences that need their next token; whether blocks ran out for them.
@@ -290,11 +267,7 @@ class Scheduler:
         """How many tokens may be drafted: one more is drawn behind them."""
         if sequence.scores_prompt or sequence.pooling is not None:
             return 0
-        left = self.context - len(sequence.tokens)
-        if sequence.params.max_tokens is not None:
-            output = len(sequence.tokens) - sequence.prompt_len
-            left = min(left, sequence.params.max_tokens - output)
-        return max(0, left - 1)
+        return max(0, self.endings.left(sequence) - 1)
 
     def _urge(self, now: float) -> None:
         """Let those in who outrank somebody that runs; the lowest give way if need be.

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.engine.blocks import BlockManager
+from app.engine.endings import Endings
 from app.engine.frames import Failed, Preempted, Resumed, Started
 from app.engine.sampling import SamplingParams
 from app.engine.scheduler import Propose, Scheduler
@@ -262,7 +263,7 @@ def test_an_ended_request_frees_what_it_holds(steps: int) -> None:
 
 
 def test_stop_tokens_count_behind_min_tokens() -> None:
-    scheduler = make()
+    endings = Endings([EOS], context=6)
     cases = [
         (SamplingParams(), [EOS], "stop"),
         (SamplingParams(ignore_eos=True), [EOS], None),
@@ -270,10 +271,12 @@ def test_stop_tokens_count_behind_min_tokens() -> None:
         (SamplingParams(min_tokens=2, stop_token_ids=(7,)), [3, 7], None),
         (SamplingParams(min_tokens=2, stop_token_ids=(7,)), [3, 7, 7], "stop"),
         (SamplingParams(max_tokens=2), [3, 4], "length"),
+        (SamplingParams(), [3] * 4, None),
+        (SamplingParams(), [3] * 5, "length"),
         (SamplingParams(), [], None),
     ]
     for params, output, reason in cases:
-        assert scheduler.reason(Sequence("a", [1], params, output=output)) == reason, params
+        assert endings.reason(Sequence("a", [1], params, output=output)) == reason, params
 
 
 def test_committed_output_goes_on_where_it_was() -> None:
