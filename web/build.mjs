@@ -23,7 +23,7 @@ function sourceHash() {
   return total.digest("hex");
 }
 
-/** Write index.html with the hashed names of script and style sheet. */
+/** Write the page with the hashed names of script and style sheet: index.html, and thread.html for `t/ID`. */
 function writePage(meta) {
   const find = (ending) => {
     const [path] = Object.entries(meta.outputs).find(
@@ -33,8 +33,12 @@ function writePage(meta) {
   };
   const script = find(".js");
   const style = Object.values(meta.outputs).find((output) => output.cssBundle)?.cssBundle.split("/").pop();
-  const page = readFileSync(join(web, "src", "index.html"), "utf8");
-  writeFileSync(join(out, "index.html"), page.replaceAll("{{script}}", script).replaceAll("{{style}}", style));
+  const page = readFileSync(join(web, "src", "index.html"), "utf8")
+    .replaceAll("{{script}}", script)
+    .replaceAll("{{style}}", style);
+  // Relative, so that a proxy may serve the page below any path.
+  writeFileSync(join(out, "index.html"), page.replaceAll("{{root}}", "./"));
+  writeFileSync(join(out, "thread.html"), page.replaceAll("{{root}}", "../"));
 }
 
 /** Licences of the packages whose code is in the bundle. */

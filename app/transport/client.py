@@ -114,7 +114,7 @@ class Client:
             raise InputError(
                 f"{url!r} is not the URL of a server", field="url", hint="http://host:port"
             )
-        self._url = f"{scheme}://{parts.netloc}/ws"
+        self._url = f"{scheme}://{parts.netloc}{parts.path.rstrip('/')}/ws"
         self._local = parts.hostname in ("127.0.0.1", "localhost", "::1")
         self._patience = patience
         self._on_notice = on_notice

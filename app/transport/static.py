@@ -43,8 +43,12 @@ class StaticFiles:
         self._root = root
 
     async def page(self, request: Request) -> Response:
-        """The single page of the UI, whatever the path."""
-        response = await self._file(request, self._root / "index.html")
+        """The single page of the UI.
+
+        Its links are relative, as a proxy may serve it below any path; so there are two of it.
+        """
+        name = "thread.html" if "thread" in request.path_params else "index.html"
+        response = await self._file(request, self._root / name)
         if response is None:
             return Response(_NOT_BUILT, status_code=503, media_type="text/html")
         return response

@@ -195,6 +195,7 @@ def ui(tmp_path: Path) -> TestClient:
     root = tmp_path / "ui"
     (root / "assets").mkdir(parents=True)
     (root / "index.html").write_text("<title>ui</title>")
+    (root / "thread.html").write_text("<title>ui</title>")
     (root / "assets" / "app-ABCD2345.js").write_text("let a = 1")
     (root / "assets" / "app-ABCD2345.js.gz").write_bytes(gzip.compress(b"let a = 1"))
     (tmp_path / "secret.txt").write_text("secret")

@@ -41,7 +41,7 @@ def test_pure_modules(npm: Callable[..., str]) -> None:
 
 def test_a_first_visit_is_small(static: Path) -> None:
     page = (static / "index.html").read_text()
-    names = re.findall(r'"/static/(assets/[^"]+)"', page)
+    names = re.findall(r'"\./static/(assets/[^"]+)"', page)
     assert {Path(name).suffix for name in names} == {".js", ".css"}
     sizes = {name: len(gzip.compress((static / name).read_bytes(), 9)) for name in names}
     assert sum(sizes.values()) <= BUDGET, sizes
@@ -50,6 +50,7 @@ def test_a_first_visit_is_small(static: Path) -> None:
 def test_everything_comes_from_here(static: Path) -> None:
     page = (static / "index.html").read_text()
     assert "{{" not in page
+    assert (static / "thread.html").read_text() == page.replace('"./', '"../')
     assert not re.search(r"<script(?![^>]*\bsrc=)|\bon\w+=|style=", page), "nothing inline"
     for path in static.rglob("*.css"):
         assert not re.search(r"url\((?!['\"]?data:)|@import", path.read_text()), path

@@ -2,6 +2,7 @@
 
 import type { ModelInfo } from "../log/protocol";
 import { authorized } from "./key";
+import { root } from "./place";
 
 export interface ThreadRow {
   id: string;
@@ -24,7 +25,7 @@ export async function fetchThreads(search: string, before: number | string | nul
   const query = new URLSearchParams({ limit: "50" });
   if (search) query.set("search", search);
   if (before !== null) query.set("before", String(before));
-  const response = await fetch(`/api/threads?${query}`, { headers: { accept: "application/json", ...authorized() } });
+  const response = await fetch(new URL(`api/threads?${query}`, root), { headers: { accept: "application/json", ...authorized() } });
   if (!response.ok) throw new Error(`The list of chats could not be read (${response.status}).`);
   return (await response.json()) as ThreadPage;
 }
@@ -35,7 +36,7 @@ export type EngineStatus = string;
 /** How the engine is now; null if it cannot be asked. */
 export async function fetchEngine(): Promise<{ engine: EngineStatus; model: ModelInfo | null } | null> {
   try {
-    const response = await fetch("/api/info", { headers: authorized() });
+    const response = await fetch(new URL("api/info", root), { headers: authorized() });
     if (!response.ok) return null;
     const { engine, model } = (await response.json()) as { engine: EngineStatus; model: Record<string, unknown> | null };
     const { model: name, context, device } = model ?? {};

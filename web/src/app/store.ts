@@ -10,6 +10,7 @@ import { fetchEngine, type EngineStatus } from "./api";
 import { nextFrame, schedule } from "./bodies";
 import { clearDraft } from "./drafts";
 import { keepKey, token } from "./key";
+import { root, stored, threadOfPath, threadPath } from "./place";
 import { hide, refresh, rowOf, showName, unhide } from "./threads";
 import { toast } from "./toasts";
 import { load, save } from "./storage";
@@ -42,7 +43,7 @@ export const active = computed(() => {
   return replica !== null && isActive(replica.state);
 });
 
-const outbox = new Outbox(sessionStorage);
+const outbox = new Outbox(sessionStorage, stored("outbox"));
 export const posted = signal<Posted[]>(
   outbox.all.flatMap((c) => (c.t === "post" ? [{ id: c.message, thread: c.thread, content: c.content, error: null }] : [])),
 );
@@ -50,9 +51,8 @@ export const stopping = signal<ReadonlySet<string>>(new Set());
 /** Judgements on their way: message id -> value. */
 export const judged = signal<ReadonlyMap<string, number>>(new Map());
 
-const scheme = location.protocol === "https:" ? "wss" : "ws";
 const listener = { link: (now: Link) => void (link.value = now), welcome, changed, frame: receive };
-const connection = new Connection(`${scheme}://${location.host}/ws`, outbox, listener, token);
+const connection = new Connection(new URL("ws", root).href.replace(/^http/, "ws"), outbox, listener, token);
 
 export const retryNow = () => connection.now();
 
@@ -72,7 +72,7 @@ export function start(): void {
 }
 
 function threadOfAddress(): string {
-  return /^\/t\/([A-Za-z0-9][A-Za-z0-9._-]{0,63})\/?$/.exec(location.pathname)?.[1] ?? newThread();
+  return threadOfPath(location.pathname) ?? newThread();
 }
 
 /** Id for a new chat: the same one until something is said in it, also over reloads. */
@@ -101,7 +101,7 @@ function show(id: string): void {
 /** Go to a thread. */
 export function openThread(id: string): void {
   if (id !== current.value || denied.value) {
-    history.pushState(null, "", `/t/${id}`);
+    history.pushState(null, "", threadPath(id));
     show(id);
   }
 }
@@ -109,7 +109,7 @@ export function openThread(id: string): void {
 /** Go to an empty chat. */
 export function newChat(): void {
   const id = newThread();
-  if (location.pathname !== "/") history.pushState(null, "", "/");
+  if (location.pathname !== root.pathname) history.pushState(null, "", root.pathname);
   if (id !== current.value) show(id);
 }
 
@@ -117,7 +117,7 @@ export function newChat(): void {
 function settle(id: string): void {
   if (load("new", sessionStorage) !== id) return;
   save("new", "", sessionStorage);
-  if (location.pathname === "/") history.replaceState(null, "", `/t/${id}`);
+  if (location.pathname === root.pathname) history.replaceState(null, "", threadPath(id));
 }
 
 // ------------------------------------------------------------------------------- receiving

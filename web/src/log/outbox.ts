@@ -12,16 +12,15 @@ export interface Storage {
   setItem(key: string, value: string): void;
 }
 
-const KEY = "everlog:outbox";
-
 export class Outbox {
   private commands: Command[];
 
   constructor(
     private readonly storage: Storage,
+    private readonly key = "everlog:outbox",
     private readonly changed: () => void = () => {},
   ) {
-    this.commands = read(storage);
+    this.commands = read(storage, key);
   }
 
   get all(): readonly Command[] {
@@ -45,7 +44,7 @@ export class Outbox {
 
   private save(): void {
     try {
-      this.storage.setItem(KEY, JSON.stringify(this.commands));
+      this.storage.setItem(this.key, JSON.stringify(this.commands));
     } catch {
       // Storage is full or forbidden: then a reload forgets what was not acknowledged.
     }
@@ -53,9 +52,9 @@ export class Outbox {
   }
 }
 
-function read(storage: Storage): Command[] {
+function read(storage: Storage, key: string): Command[] {
   try {
-    const value: unknown = JSON.parse(storage.getItem(KEY) ?? "[]");
+    const value: unknown = JSON.parse(storage.getItem(key) ?? "[]");
     return Array.isArray(value) ? (value as Command[]) : [];
   } catch {
     return [];

@@ -3,6 +3,7 @@
 import type { VNode } from "preact";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { excerpt } from "../app/format";
+import { root } from "../app/place";
 import { StickToBottom } from "../app/scroll";
 import { active, current, denied, newChat, posted, thread } from "../app/store";
 import { announce } from "../app/toasts";
@@ -68,7 +69,7 @@ function Blank({ loading }: { loading: boolean }) {
       </div>
     );
   }
-  return loading && location.pathname !== "/" ? <p class="faint loading">Loading…</p> : <Empty />;
+  return loading && location.pathname !== root.pathname ? <p class="faint loading">Loading…</p> : <Empty />;
 }
 
 /** How many entries stand in one chapter. */

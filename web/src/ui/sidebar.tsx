@@ -5,6 +5,7 @@ import { useLayoutEffect, useRef, useState } from "preact/hooks";
 import type { ThreadRow } from "../app/api";
 import { dayGroup, excerpt, stamp } from "../app/format";
 import { isNarrow, sidebar, toggleSidebar } from "../app/layout";
+import { threadPath } from "../app/place";
 import { current, newChat, openThread, remove, rename } from "../app/store";
 import { listState, loadMore, more, refresh, search, threads } from "../app/threads";
 import { help } from "./help";
@@ -139,7 +140,7 @@ function Thread({ row }: { row: ThreadRow }) {
   if (editing) return <Rename row={row} title={title} done={done} />;
   return (
     <li ref={item} class={here ? "thread here" : "thread"}>
-      <a href={`/t/${row.id}`} dir="auto" aria-current={here ? "page" : undefined} title={`${title}\n${stamp(row.updated)}`} onClick={open}>
+      <a href={threadPath(row.id)} dir="auto" aria-current={here ? "page" : undefined} title={`${title}\n${stamp(row.updated)}`} onClick={open}>
         {title}
       </a>
       <span class="thread-tools">
