@@ -29,7 +29,7 @@ __all__ = ["Hook", "Sampler", "too_short"]
 Hook = Callable[[torch.Tensor], None]
 """Changes the float32 scores ``[vocab]`` of a row in place."""
 
-_CANDIDATES = 256  # tokens sorted at first for top-k and top-p; all are where these do not suffice
+_CANDIDATES = (256, 4096)  # tokens sorted at first for top-k and top-p; all if they don't suffice
 _ROWS = 8  # at a time on CPUs: what is made of them on the way then stays in the cache
 
 
@@ -250,11 +250,12 @@ def _draw_some(
 ) -> list[int]:
     scores /= _column(scores, [p.temperature for p in params])
     scores -= scores.amax(-1, keepdim=True)
-    floors = _floors(scores, params)
-    weights = scores.exp()
-    if floors is not None:
-        weights.masked_fill_(scores < floors, 0.0)
+    weights = scores.softmax(-1)  # torch's exp is many times slower where it underflows
     reached = weights.cumsum(-1, dtype=torch.float64)
+    floors = _floors(scores, weights, reached[:, -1:], params)
+    if floors is not None:
+        weights *= scores >= floors
+        reached = weights.cumsum(-1, dtype=torch.float64)
     total = reached[:, -1:]
     at = torch.from_numpy(numbers).to(scores.device)[:, None] * total
     at = torch.minimum(at, torch.nextafter(total, torch.zeros_like(total)))
@@ -266,7 +267,9 @@ def _column(scores: torch.Tensor, values: list[float]) -> torch.Tensor:
     return torch.tensor(values, device=scores.device, dtype=scores.dtype)[:, None]
 
 
-def _floors(scores: torch.Tensor, params: Seq[SamplingParams]) -> torch.Tensor | None:
+def _floors(
+    scores: torch.Tensor, weights: torch.Tensor, total: torch.Tensor, params: Seq[SamplingParams]
+) -> torch.Tensor | None:
     """Least score a token may have, ``[R, 1]``; scores are relative to the largest."""
     floors = None
     if any(p.min_p > 0 for p in params):
@@ -277,36 +280,48 @@ def _floors(scores: torch.Tensor, params: Seq[SamplingParams]) -> torch.Tensor |
     if floors is None:
         floors = _column(scores, [-math.inf] * len(params))
     index = torch.tensor(rows, device=scores.device)
-    cut = _truncate(scores[index], [params[i] for i in rows])
+    cut = _truncate(scores[index], weights[index], total[index], [params[i] for i in rows])
     floors[index] = torch.maximum(floors[index], cut)
     return floors
 
 
-def _truncate(scores: torch.Tensor, params: Seq[SamplingParams]) -> torch.Tensor:
+def _truncate(
+    scores: torch.Tensor, weights: torch.Tensor, total: torch.Tensor, params: Seq[SamplingParams]
+) -> torch.Tensor:
     """Score of the last token that top-k and top-p let pass, ``[R, 1]``."""
     vocab = scores.shape[1]
     limits = [p.top_k if 0 < p.top_k < vocab else vocab for p in params]
     k = torch.tensor(limits, device=scores.device)[:, None]
-    top_p = torch.tensor([p.top_p for p in params], device=scores.device, dtype=torch.float64)
-    total = scores.exp().cumsum(-1, dtype=torch.float64)[:, -1:]
-    width = min(_CANDIDATES, vocab)
-    floor, found = _within(scores.topk(width).values, k, top_p[:, None], total, vocab)
-    rest = (~found).nonzero()[:, 0]
-    if len(rest):
-        ordered = scores[rest].sort(-1, descending=True).values
-        floor[rest], _ = _within(ordered, k[rest], top_p[rest, None], total[rest], vocab)
+    top_p = _column(total, [p.top_p for p in params])
+    floor = torch.empty_like(scores[:, :1])
+    rest = torch.arange(len(params), device=scores.device)
+    for width in (*(w for w in _CANDIDATES if w < vocab), vocab):
+        ordered, order = scores[rest].topk(width)
+        likely = weights[rest].gather(1, order)
+        floor[rest], found = _within(ordered, likely, k[rest], top_p[rest], total[rest], vocab)
+        rest = rest[~found]
+        if not len(rest):
+            break
     return floor
 
 
 def _within(
-    ordered: torch.Tensor, k: torch.Tensor, top_p: torch.Tensor, total: torch.Tensor, vocab: int
+    ordered: torch.Tensor,
+    likely: torch.Tensor,
+    k: torch.Tensor,
+    top_p: torch.Tensor,
+    total: torch.Tensor,
+    vocab: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Floors from the largest scores in descending order, and whether these sufficed."""
+    """Floors from the largest scores in descending order, and whether these sufficed.
+
+    ``likely`` are their weights, of which all have ``total``.
+    """
     width = ordered.shape[1]
     last = ordered.gather(1, (k - 1).clamp(max=width - 1))
     # with ties of the k-th: they stay or go together, so their end must be in sight
     sees_k = (k >= vocab) | (ordered[:, -1:] < last) | (last == -torch.inf)
-    reached = ordered.exp().cumsum(-1, dtype=torch.float64)
+    reached = likely.cumsum(-1, dtype=torch.float64)
     kept = (ordered >= last).sum(-1, keepdim=True)
     total = torch.where(k >= vocab, total, reached.gather(1, kept - 1))
     over = reached >= top_p * total

@@ -59,7 +59,7 @@ def reference(logits: np.ndarray[Any, Any], s: Sequence) -> tuple[np.ndarray[Any
 
 PARAMS = st.builds(
     SamplingParams,
-    temperature=st.sampled_from([0.0, 0.3, 1.0, 2.5]),
+    temperature=st.sampled_from([0.0, 0.03, 0.3, 1.0, 2.5]),
     top_k=st.sampled_from([0, 1, 5, 40, 1000]),
     top_p=st.sampled_from([1.0, 0.95, 0.5, 0.01]),
     min_p=st.sampled_from([0.0, 0.05, 0.9]),
