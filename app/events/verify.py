@@ -34,6 +34,9 @@ __all__ = ["Problem", "Report", "verify"]
 PAGE = 4_096
 MAX_PROBLEMS = 100
 
+LOOKS = 20
+"""How often rows are read again because something was redacted meanwhile."""
+
 
 class Problem(msgspec.Struct, frozen=True):
     """Something wrong at ``seq`` (None: with the log as a whole).
@@ -222,12 +225,12 @@ class _Records:
         self._seqs: list[int] = []
         self.left: dict[int, bytes] = {}
 
-    async def refresh(self) -> None:
-        """Read the records that are new."""
+    async def refresh(self) -> bool:
+        """Read the records that are new; whether the log has said anything of itself since."""
         store, after = self._store, self._version
         self._version = await store.stream_version(SEAL_STREAM)
         if self._version == after:
-            return
+            return False
         try:
             async for event in store.read(
                 stream=SEAL_STREAM, after=after, until=self._version, types=("log.redacted",)
@@ -236,6 +239,7 @@ class _Records:
         except StoreError as error:
             self._report.add(None, "storage", f"redactions cannot be read: {error.message}")
         self._seqs = sorted(self.left)
+        return True
 
     def _take(self, event: Event) -> None:
         try:
@@ -303,9 +307,11 @@ async def _check_segment(store: LogStore, segment: Segment, report: Report) -> N
 
 async def _look(store: LogStore, walker: _Walker, until: int) -> bool:
     """Look at rows as they are; False if there are none."""
-    rows = await store.rows(after=walker.seq, limit=until - walker.seq)
-    if any(isinstance(row, tuple) and len(row[1]) == DIGEST for row in rows):
-        await walker.records.refresh()
+    for _ in range(LOOKS):  # rows must be younger than the records they are compared with
+        rows = await store.rows(after=walker.seq, limit=until - walker.seq)
+        erased = any(isinstance(row, tuple) and len(row[1]) == DIGEST for row in rows)
+        if not erased or not await walker.records.refresh():
+            break
     if rows and not walker.take_page(rows):
         for row in rows:
             walker.take_row(row)

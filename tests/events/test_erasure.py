@@ -235,6 +235,26 @@ async def test_a_conversation_that_went_on_is_left_alone(store: LogStore) -> Non
     assert await whole(store) == now
 
 
+async def test_more_is_erased_while_the_log_is_verified(
+    store: LogStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page read before is no evidence against a record read after it."""
+    await talk(store, "a", "ann", SECRET)
+    await redact(store, await plan_seqs(store, [8]), reason=REASON)
+    rows, erased = store.rows, []
+
+    async def slow(*, after: int, limit: int) -> object:
+        found = await rows(after=after, limit=limit)
+        if not erased:
+            monkeypatch.undo()
+            erased.append(await redact(store, await plan_seqs(store, [2]), reason=REASON))
+        return found
+
+    monkeypatch.setattr(store, "rows", slow)
+    report = await verify(store)
+    assert report.ok and erased, report.problems
+
+
 async def test_an_event_that_is_elsewhere(store: LogStore) -> None:
     """Nothing is written, and neighbours in the batch are."""
     await talk(store, "a", "ann", SECRET)
