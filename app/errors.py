@@ -18,6 +18,8 @@ class EverlogError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        if hint:
+            self.add_note(f"hint: {hint}")  # below the traceback, wherever that is shown
 
 
 class InputError(EverlogError):

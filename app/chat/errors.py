@@ -6,9 +6,17 @@ import traceback
 from pathlib import Path
 from types import TracebackType
 
-from app.errors import EverlogError
+from app.errors import EverlogError, InputError
 
-__all__ = ["LLMError", "LoadError", "Refused", "RunStopped", "author_frames", "trace"]
+__all__ = [
+    "LLMError",
+    "LoadError",
+    "Refused",
+    "RunStopped",
+    "author_frames",
+    "no_text",
+    "trace",
+]
 
 _FRAMEWORK = str(Path(__file__).parent)
 
@@ -70,3 +78,9 @@ def trace(error: BaseException) -> str:
     """The error as Python prints it, from the author's first frame on."""
     shown = traceback.TracebackException(type(error), error, author_frames(error))
     return "".join(shown.format())
+
+
+def no_text(token: object) -> InputError:
+    """Why something cannot be streamed."""
+    hint = "Pieces of OpenAI's streams may have none: write `delta.content or ''`."
+    return InputError(f"must be text, not {type(token).__name__}", field="token", hint=hint)

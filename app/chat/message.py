@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from app.chat.context import Context, current
+from app.chat.errors import no_text
 from app.chat.llm import Generation
 from app.errors import EverlogError, InputError
 from app.events.catalogue import (
@@ -71,7 +72,7 @@ class Message:
         self.created_at = created_at or datetime.now(UTC).isoformat()
         self.request: str | None = None
         self.step: str | None = None  # the innermost that was open when it was sent
-        self._parts = [content if isinstance(content, str) else _json_block(content)]
+        self._parts = [_text(content)]
         self._state = "new"  # new -> (streaming | bound) -> done; removed
         self._stored = ("", "")  # content and metadata in the log, once done
 
@@ -124,7 +125,13 @@ class Message:
 
         Returns before the text is durable, and waits only when too much is not. Nobody sees it
         before it is.
+
+        Raises:
+            InputError: It is no text.
+
         """
+        if not isinstance(token, str):
+            raise no_text(token)
         if is_sequence:
             return await self._replace(token)
         ctx = current()
@@ -142,9 +149,13 @@ class Message:
 
         Raises:
             LLMError: The engine could not answer.
+            InputError: ``source`` gives something else than text.
 
         """
         ctx = current()
+        if not hasattr(source, "__aiter__"):
+            kind = type(source).__name__
+            raise InputError(f"must be an async iterable of text, not {kind}", field="source")
         if isinstance(source, Generation) and not source.started and self._state == "new":
             if self.content:
                 raise InputError("must be empty to be streamed into", field="content")
@@ -271,6 +282,11 @@ class ErrorMessage(Message):
         """Show the card; returns once it is in the log."""
         self.content = self.content or "Something went wrong."
         return await super().send()
+
+
+def _text(content: Any) -> str:
+    """Texts as they are, dicts and lists as JSON, anything else as Python prints it."""
+    return _json_block(content) if isinstance(content, dict | list) else str(content)
 
 
 def _json_block(value: dict[str, Any] | list[Any]) -> str:

@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, TypeVar, cast, overload
 import msgspec
 
 from app.chat.context import Context, current, current_step
-from app.chat.errors import trace
+from app.chat.errors import no_text, trace
 from app.events.catalogue import ErrorInfo, StepCompleted, StepDelta, StepFailed, StepStarted
 from app.events.ids import uuid7
 
@@ -68,7 +68,14 @@ class Step:
             self.request = request
 
     async def stream_token(self, token: str, is_input: bool = False) -> None:
-        """Add text to the output (or to the input) while the step runs."""
+        """Add text to the output (or to the input) while the step runs.
+
+        Raises:
+            InputError: It is no text.
+
+        """
+        if not isinstance(token, str):
+            raise no_text(token)
         if is_input:
             self.input = (self.input or "") + token
             return

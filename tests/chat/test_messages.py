@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
@@ -146,6 +147,51 @@ async def test_stream_from_any_source_of_text(store: EventStore, thread: str) ->
     async with serving(store, app_of(on_message=on_message)) as chat:
         state = await chat.ask(thread)
     assert (state.messages[1].content, state.messages[1].status) == ("to be", "done")
+
+
+async def sentence() -> AsyncIterator[str | None]:
+    yield "half "
+    yield None
+
+
+async def in_a_step() -> None:
+    async with el.Step("work") as step:
+        await step.stream_token(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: el.Message().stream_token(None), "token: must be text, not NoneType"),
+        (lambda: el.Message().stream_from(sentence()), "token: must be text, not NoneType"),
+        (in_a_step, "token: must be text, not NoneType"),
+        (lambda: el.Message().stream_from(["a"]), "source: must be an async iterable of text"),
+    ],
+)
+async def test_what_is_no_text_is_refused_where_it_is_given(
+    store: EventStore, thread: str, call: Callable[[], Awaitable[object]], says: str
+) -> None:
+    async def on_message() -> None:
+        await call()
+
+    async with serving(store, app_of(on_message=on_message)) as chat:
+        state = await chat.ask(thread)
+    error = state.runs[0].error
+    assert error is not None and error.message.startswith(says)
+    trace = (error.traceback or "").splitlines()
+    assert trace[1].endswith("in on_message")
+    assert says.startswith("source") or trace[-1].startswith("hint: Pieces of OpenAI's streams")
+
+
+async def test_contents_that_are_no_text(store: EventStore, thread: str) -> None:
+    async def on_message() -> None:
+        for content in ({"a": [1]}, 5, 2.5):
+            await el.Message(content).send()  # type: ignore[arg-type]
+
+    async with serving(store, app_of(on_message=on_message)) as chat:
+        state = await chat.ask(thread)
+    said = [m.content for m in state.messages[1:]]
+    assert said == ['```json\n{\n  "a": [\n    1\n  ]\n}\n```', "5", "2.5"]
 
 
 async def test_a_failing_handler_shows_a_card_without_the_traceback(
