@@ -61,6 +61,16 @@ def test_text_looks_the_same_live_and_after_a_reload(chat: Chat) -> None:
     assert answer.locator(".md").inner_html() == live
 
 
+def test_formulas_are_typeset(chat: Chat) -> None:
+    answer = chat.ask(
+        r"costs $5 and $6, but $a_1 + b_1$, $\frac{a$ and \[ \color{red} \frac{1}{2} \]"
+    )
+    expect(answer.locator("math")).to_have_count(2)
+    expect(answer.locator("mfrac")).to_have_css("color", "rgb(255, 0, 0)")
+    expect(answer).to_contain_text(r"costs $5 and $6, but")
+    expect(answer).to_contain_text(r"$\frac{a$")
+
+
 def test_attacks_are_inert(chat: Chat) -> None:
     requests: list[str] = []
     chat.page.on("request", lambda request: requests.append(request.url))

@@ -57,3 +57,31 @@ test("a fence is closed by its own kind", () => {
   assert.ok(code("```py\nx = 1\n```"));
   assert.ok(code("    indented"));
 });
+
+/** The formulas in a text, in order, however deep. */
+function formulas(text: string): string[] {
+  const lexer = new BlockLexer();
+  const found: string[] = [];
+  const walk = (value: unknown): void => {
+    if (Array.isArray(value)) value.forEach(walk);
+    else if (typeof value === "object" && value !== null) {
+      const { type, text, display } = value as Record<string, unknown>;
+      if (type === "formula") found.push(`${display ? "display " : ""}${text}`);
+      else Object.values(value).forEach(walk);
+    }
+  };
+  walk(lexer.finish(text));
+  return found;
+}
+
+test("formulas in a line and for themselves", () => {
+  assert.deepEqual(formulas("So $a_1 b_1$ and \\(x * y * z\\), *or $c$*."), ["a_1 b_1", "x * y * z", "c"]);
+  assert.deepEqual(formulas("Before\n\\[ \\frac{1}{2} \\]\nafter"), ["display \\frac{1}{2}"]);
+  assert.deepEqual(formulas("$$\nx = 1\n\n+ 2\n$$\n\n- $$y$$"), ["display x = 1\n\n+ 2", "display y"]);
+});
+
+test("prices, shell variables and code are no formulas", () => {
+  for (const text of ["$5 and $6", "$5/$6", "$HOME/$PATH and US$ 3", "`$x$` \\$y\\$", "```\n$$x$$\n```", "cost: $ 3 $", "$$"]) {
+    assert.deepEqual(formulas(text), [], text);
+  }
+});

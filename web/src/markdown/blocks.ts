@@ -3,6 +3,7 @@
 import type { Token, Tokens } from "marked";
 import { codeBlock } from "./code";
 import { htmlOf, safeBlock } from "./html";
+import { setFormulas } from "./tex";
 
 export interface Block {
   element: HTMLElement;
@@ -69,6 +70,7 @@ function dressed(html: string): HTMLElement {
   for (const table of element.querySelectorAll("table")) wrapTable(table);
   // Code inside lists and quotes comes as plain HTML: give it the same dress.
   for (const pre of element.querySelectorAll("pre")) pre.replaceWith(innerCode(pre));
+  setFormulas(element);
   return element;
 }
 

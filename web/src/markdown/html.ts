@@ -54,7 +54,15 @@ class SafeRenderer extends Renderer {
   }
 }
 
-const PARSER = { renderer: new SafeRenderer() };
+/** TeX, to be replaced by `setFormulas`. */
+function formula({ raw, display }: Tokens.Generic): string {
+  return `<span class="formula${display ? " display" : ""}">${escape(raw.trim())}</span>`;
+}
+
+const PARSER = {
+  renderer: new SafeRenderer(),
+  extensions: { renderers: { formula }, childTokens: {} },
+};
 
 /** HTML of one block. */
 export function htmlOf(token: Token): string {
@@ -63,7 +71,7 @@ export function htmlOf(token: Token): string {
 
 const PURIFY = {
   ALLOWED_TAGS: [
-    ..."div p br hr strong em del code pre blockquote ul ol li a img".split(" "),
+    ..."div span p br hr strong em del code pre blockquote ul ol li a img".split(" "),
     ..."h1 h2 h3 h4 h5 h6 table thead tbody tr th td".split(" "),
   ],
   ALLOWED_ATTR: ["href", "title", "target", "rel", "src", "alt", "class", "dir", "start", "align"],
@@ -93,4 +101,24 @@ export function safeBlock(html: string): HTMLElement {
 /** Safe nodes for the output of the highlighter: nothing but coloured spans. */
 export function sanitizeSpans(html: string): DocumentFragment {
   return purify.sanitize(html, { ALLOWED_TAGS: ["span"], ALLOWED_ATTR: ["class"], RETURN_DOM_FRAGMENT: true });
+}
+
+const MATH = { USE_PROFILES: { mathMl: true }, FORBID_ATTR: ["style", "href"], IN_PLACE: true as const };
+/** What a formula may say about its looks: in rules of their own, which the page's policy allows. */
+const LOOKS = /^(?:color|border|padding(?:-left|-right)?)$/;
+
+/** A safe element for MathML. */
+export function sanitizeMath(html: string): Element | null {
+  inert.innerHTML = html.replace(/(<[^<>]*) style="/g, '$1 data-looks="'); // not to be refused as style
+  const math = inert.content.firstElementChild;
+  if (math?.localName !== "math") return null;
+  purify.sanitize(math, MATH);
+  for (const part of math.querySelectorAll<MathMLElement>("[data-looks]")) {
+    for (const rule of part.dataset.looks!.split(";")) {
+      const [name, value] = rule.split(":") as [string, string | undefined];
+      if (value && LOOKS.test(name)) part.style.setProperty(name, value);
+    }
+    part.removeAttribute("data-looks");
+  }
+  return math;
 }

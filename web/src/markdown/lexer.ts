@@ -7,6 +7,7 @@
 
 import { Lexer, Tokenizer, type Token, type TokensList } from "marked";
 import remend from "remend";
+import { FORMULAS } from "./tex";
 
 /** Raw HTML is no markup here: without these rules it stays text, and is shown as such. */
 class PlainTokenizer extends Tokenizer {
@@ -18,7 +19,7 @@ class PlainTokenizer extends Tokenizer {
   }
 }
 
-const OPTIONS = { gfm: true, tokenizer: new PlainTokenizer() };
+const OPTIONS = { gfm: true, tokenizer: new PlainTokenizer(), extensions: FORMULAS };
 /** How many blocks at the end stay open. */
 const OPEN = 2;
 
