@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -30,6 +32,7 @@ __all__ = [
 ]
 
 SHORTEST = 8
+GLANCE = 0.5
 
 
 @contextlib.asynccontextmanager
@@ -90,12 +93,32 @@ async def viewing(loaded: Loaded, store: EventStore) -> AsyncIterator[Views]:
 
     Those of the database are used, and kept up beside a running server; where that cannot be
     (another user's folder), they are folded in memory.
+
+    Raises:
+        EverlogError: if the log cannot be read to its end.
+
     """
     from app.projections.views import Views
 
+    logging.getLogger("app.projections").setLevel(logging.ERROR)  # trouble is raised here
     async with Views.open(store, _writable(views_at(loaded))) as views:
-        await views.reached(await store.head())
+        await _caught_up(views, await store.head())
         yield views
+
+
+async def _caught_up(views: Views, head: int) -> None:
+    """Wait for the read models; a server tries again on trouble, a command says what it is."""
+    while True:
+        try:
+            async with asyncio.timeout(GLANCE):
+                await views.reached(head)
+            return
+        except TimeoutError:
+            if views.trouble is not None:
+                raise EverlogError(
+                    f"The log cannot be read to its end: {views.trouble}",
+                    hint="See: everlog verify",
+                ) from None
 
 
 def _writable(where: Path | str) -> Path | str | None:

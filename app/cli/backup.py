@@ -54,7 +54,7 @@ def backup_log(loaded: Loaded, file: Path, force: bool, as_json: bool) -> None:
         styled("✓ ", "good")
         + f"{counted(report.events, 'event')} in {file} ({size(bytes_)}), verified"
     )
-    click.echo(f"  root {head.root} at seq {head.seq}")
+    click.echo(f"  root {head.root}")
 
 
 def _refuse_postgres(url: str, file: Path) -> None:

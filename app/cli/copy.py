@@ -38,12 +38,12 @@ def copy_log(loaded: Loaded, source: str, target: str, as_json: bool) -> None:
         return
     rate = done.events / max(done.seconds, 1e-9)
     kept = f" after {done.kept:,} that were there" if done.kept else ""
+    took = f" in {duration(done.seconds * 1e9)} ({rate:,.0f} events/s)" if done.events else ""
     click.echo(
         styled("✓ ", "good")
-        + f"{counted(done.events, 'event')} copied{kept}"
-        + f" in {duration(done.seconds * 1e9)} ({rate:,.0f} events/s); both logs are equal"
+        + f"{counted(done.events, 'event')} copied{kept}{took}; both logs are equal"
     )
-    click.echo(f"  root {done.head.root} at seq {done.head.seq}")
+    click.echo(f"  root {done.head.root}")
 
 
 async def _copy(loaded: Loaded, source: str, target: str) -> Copied:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -24,6 +26,7 @@ from app.settings import Loaded
 
 MEMORY_WANTED = 2 << 30
 DISK_WANTED = 1 << 30
+INDENT = " " * 12
 YEAR_2024 = 1_704_067_200
 
 
@@ -39,11 +42,21 @@ def doctor(loaded: Loaded, as_json: bool) -> None:
         marks = {"good": "✓", "warning": "!", "bad": "✗"}
         for check in checks:
             tone = "queue" if check.state == "warning" else check.state
-            click.echo(f"{styled(marks[check.state], tone)} {check.name:<9} {check.finding}")
+            name = f"{styled(marks[check.state], tone)} {check.name:<9} "
+            click.echo(name + _indented(check.finding))
             if check.hint:
-                click.echo(styled(f"            {check.hint}", "dim"))
+                click.echo(INDENT + styled(_indented(check.hint), "dim"))
     if any(check.state == "bad" for check in checks):
         raise SystemExit(1)
+
+
+def _indented(text: str) -> str:
+    """Return a text behind `INDENT`, folded on a terminal between words."""
+    if not sys.stdout.isatty():
+        return text
+    width = max(20, shutil.get_terminal_size().columns - len(INDENT))
+    lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+    return f"\n{INDENT}".join(lines)
 
 
 def examine(config: Config) -> Iterator[Check]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _PER = {"s": 60.0, "sec": 60.0, "min": 1.0, "m": 1.0, "h": 1 / 60, "hour": 1 / 60}
 _SPAN = {"m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+DAY = 86_400 * 10**9
 PATIENCE = 10.0
 
 
@@ -146,14 +147,20 @@ def _when(given: str | None) -> int | None:
     return int(at.timestamp()) * 10**9
 
 
+def _moment(ns: int, now: int) -> str:
+    """Return the day, and when it is near the minute, in UTC."""
+    at = datetime.fromtimestamp(ns // 10**9, UTC)
+    return f"{at:%Y-%m-%d %H:%M}" if ns - now < 2 * DAY else f"{at:%Y-%m-%d}"
+
+
 def _show(rows: list[KeyRow]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("name", "id", "state", "scopes", "rate", "at once", "expires", "user"):
         table.add_column(name, justify="right" if name in ("rate", "at once") else "left")
+    now = time.time_ns()
     for row in rows:
-        at = row.expires and datetime.fromtimestamp(row.expires // 10**9, UTC)
         table.add_row(
             row.name,
             row.id,
@@ -161,7 +168,7 @@ def _show(rows: list[KeyRow]) -> None:
             ",".join(row.scopes),
             f"{row.rate:g}/min" if row.rate else "",
             str(row.concurrency or ""),
-            f"{at:%Y-%m-%d %H:%M}" if at else "",
+            _moment(row.expires, now) if row.expires else "",
             clean(row.user),
         )
     console().print(table)

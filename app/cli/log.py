@@ -230,10 +230,18 @@ def _saved_head(path: Path) -> Head:
 
 
 def _print_report(report: Report) -> None:
+    from app.events.verify import OTHER_LOG
+
     for problem in report.problems:
         click.echo(styled(f"✗ {clean(problem.message)}", "bad"))
     if report.found > len(report.problems):
         click.echo(styled(f"✗ and {report.found - len(report.problems)} more", "bad"))
+    if not report.ok and all(p.kind == OTHER_LOG for p in report.problems):
+        raise EverlogError(
+            "The events are as written, but this is not the log of that head",
+            hint="A log that was restored has a new incarnation: keep a new head of it,"
+            " and check the backup itself with the old one.",
+        )
     if not report.ok:
         seqs = sorted({p.seq for p in report.problems if p.seq is not None})
         at = f" at seq {', '.join(map(str, seqs[:10]))}" if seqs else ""

@@ -80,16 +80,17 @@ def migrate(loaded: Loaded, check: bool, anew: bool, as_json: bool) -> None:
     due = [str(migration) for migration in _due(loaded)]
     if check and anew:
         raise InputError("cannot be used with --check", field="--new-incarnation")
-    if not check:
-        asyncio.run(_open_and_close(loaded, anew=anew))
+    begun = None if check else asyncio.run(_open_and_close(loaded, anew=anew))
     if as_json:
-        emit({"due" if check else "applied": due})
+        emit({"due" if check else "applied": due} | ({"incarnation": begun} if begun else {}))
     elif not due:
         click.echo(styled("✓ ", "good") + "The database is up to date.")
     else:
         verb = "is due" if check else "applied"
         for name in due:
             click.echo(f"{name} {verb}")
+    if begun and not as_json:
+        click.echo(f"  A new incarnation begins, so clients start over: {begun}")
     if check and due:
         raise SystemExit(1)
 
@@ -100,13 +101,19 @@ def _due(loaded: Loaded) -> list[Migration]:
     return pending(loaded.config.database.url)
 
 
-async def _open_and_close(loaded: Loaded, *, anew: bool) -> None:
+async def _open_and_close(loaded: Loaded, *, anew: bool) -> str | None:
+    """Migrate; returns the new incarnation, if one begins: a backup's does by itself."""
+    from app.events.backup import is_backup
     from app.events.open import open_store
+    from app.events.url import database_path
 
     database = loaded.config.database
+    path = database_path(database.url)
+    restored = path is not None and path.exists() and is_backup(path)
     async with open_store(database.url, synchronous=database.synchronous) as store:
-        if anew:
+        if anew and not restored:
             await store.adopt()
+        return store.incarnation if anew or restored else None
 
 
 # ------------------------------------------------------------------------- export, import

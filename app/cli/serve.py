@@ -48,11 +48,20 @@ def serve(loaded: Loaded, file: Path | None, watch: bool) -> None:
         raise InputError(f"There is no file {file}", field="FILE")
     configure_logging(config.log)
     try:
+        _warn_about_old_sqlite(config)
         _run(config, file, watch)
     except StartupError:
         raise
     except EverlogError as error:
         raise StartupError(str(error), hint=error.hint) from error
+
+
+def _warn_about_old_sqlite(config: Config) -> None:
+    from app.events.sqlite_errors import warn_about_old_sqlite
+    from app.events.url import parse_url
+
+    if parse_url(config.database.url).path is not None:
+        warn_about_old_sqlite()
 
 
 def _run(config: Config, file: Path | None, watch: bool) -> None:

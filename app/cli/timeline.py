@@ -141,7 +141,7 @@ class _Tree:
             span.info += f": {request.code}"
         marks = dict(self._phases(request))
         span.marks = [(PHASES[name], start, end) for name, (start, end) in marks.items()]
-        count = len(request.tokens)
+        count = request.usage.completion_tokens if request.usage else len(request.tokens)
         waited = request.waited_for
         notes = {
             "queue": "for " + ", ".join(waited) if waited else "",

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 import msgspec
 
 from app.events import codec
 from app.events.catalogue import WorkerLost, WorkerStarted
 from app.events.presence import WORKER, Presence
-from app.events.store import Append, EventStore
+from app.events.store import Append, Appended, EventStore
 
 __all__ = ["EVENTS", "Worker", "Workers", "presence_name", "worker_stream"]
+
+log = logging.getLogger(__name__)
 
 EVENTS = ("worker.started", "worker.crashed", "worker.drained", "worker.lost")
 
@@ -101,4 +104,6 @@ class Workers:
         last, _ = await self._last(name)
         if last in ("worker.started", "worker.crashed"):
             event = codec.new(WorkerLost(worker=name))
-            await self._store.append(Append(stream=stream, events=[event], expected=version))
+            append = Append(stream=stream, events=[event], expected=version)
+            if isinstance(await self._store.append(append), Appended):
+                log.warning("worker %s is lost: what it had goes on at another", name)

@@ -34,7 +34,6 @@ from app.events.sqlite_errors import (
     database_uri,
     startup_error,
     store_error,
-    warn_about_old_sqlite,
 )
 from app.events.store import Lease, StoreError
 
@@ -93,7 +92,6 @@ class SqliteBackend:
         """
         try:
             if self.writable:
-                warn_about_old_sqlite()
                 self._lock.acquire()
                 self._writer = await _connect(self.path, mode="rwc")
                 await _run(self._writer, _prepare, synchronous)

@@ -48,7 +48,11 @@ def store_error(path: Path, error: sqlite3.Error) -> StoreError:
         return StoreError(
             f"the disk that holds {path} is full", hint="free some space; the service goes on then"
         )
-    return StoreError(f"{path}: {error}" + (f" ({name})" if name else ""))
+    damaged = name.startswith("SQLITE_CORRUPT") or name == "SQLITE_NOTADB"
+    return StoreError(
+        f"{path}: {error}" + (f" ({name})" if name else ""),
+        hint="keep the file as it is, and restore a backup beside it" if damaged else None,
+    )
 
 
 def startup_error(path: Path, error: sqlite3.Error) -> StartupError:

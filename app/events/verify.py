@@ -29,7 +29,10 @@ from app.events.seal import SEAL_STREAM, Head, head, read_seal
 from app.events.segment import Segment
 from app.events.store import StoreError
 
-__all__ = ["Problem", "Report", "verify"]
+__all__ = ["OTHER_LOG", "Problem", "Report", "verify"]
+
+OTHER_LOG = "incarnation"
+"""Kind of the problem that a saved head is of another log, or of this one before a restore."""
 
 PAGE = 4_096
 MAX_PROBLEMS = 100
@@ -41,8 +44,8 @@ LOOKS = 20
 class Problem(msgspec.Struct, frozen=True):
     """Something wrong at ``seq`` (None: with the log as a whole).
 
-    ``kind`` is ``changed``, ``missing``, ``unreadable``, ``redaction``, ``seal``, ``head`` or
-    ``storage``.
+    ``kind`` is ``changed``, ``missing``, ``unreadable``, ``redaction``, ``seal``, ``head``,
+    ``incarnation`` or ``storage``.
     """
 
     seq: int | None
@@ -204,7 +207,7 @@ def _expect(
     if expected is None:
         return None
     if expected.incarnation and expected.incarnation != store.incarnation:
-        report.add(None, "head", "the saved head is of another log (its incarnation differs)")
+        report.add(None, OTHER_LOG, "the saved head is of another log (its incarnation differs)")
     if expected.seq > total:
         report.add(
             total + 1,

@@ -99,8 +99,8 @@ class Runner:
             except StoreClosed:
                 return
             except Exception as error:
-                self.trouble = f"{type(error).__name__}: {error}"
-                expected = isinstance(error, Trouble)
+                expected = isinstance(error, EverlogError)
+                self.trouble = str(error) if expected else f"{type(error).__name__}: {error}"
                 log.warning(
                     "the read models cannot be kept up, trying again in %.1f s: %s",
                     delay,

@@ -278,6 +278,11 @@ class Views:
         """
         await self._runner.reached(seq, projection)
 
+    @property
+    def trouble(self) -> str | None:
+        """Why the read models cannot be kept up just now; None if they can."""
+        return self._runner.trouble
+
     async def checkpoints(self) -> list[Checkpoint]:
         """Say where each projection stands."""
         positions = await self._read(lambda connection, _: ledger.positions(connection))

@@ -191,6 +191,17 @@ def test_verify_names_the_flipped_byte(run: Run, database: Path) -> None:
     run("verify", "--head", "head.json", code=1)
 
 
+def test_a_head_from_before_a_restore_is_not_called_damage(run: Run, tmp_path: Path) -> None:
+    head = tmp_path / "head.json"
+    head.write_text(run("head", "--json").stdout)
+    begun = run("migrate", "--new-incarnation").stdout
+    assert "clients start over" in begun
+    assert json.loads(run("head", "--json").stdout)["incarnation"] in begun
+    result = run("verify", "--head", str(head), code=1)
+    assert "not the log of that head" in result.stderr
+    assert "damaged" not in result.stderr
+
+
 def test_saved_head_must_be_one(run: Run) -> None:
     Path("head.json").write_text("{}")
     assert "--head" in run("verify", "--head", "head.json", code=2).stderr
@@ -325,6 +336,22 @@ def test_a_damaged_database_is_an_error_not_a_traceback(run: Run, database: Path
     connection.close()
     result = run("events", code=3)
     assert result.stderr.startswith("error:")
+
+
+def test_a_damaged_page_is_an_error_not_a_wait(run: Run, database: Path) -> None:
+    """Read models cannot be folded from such a log; a server tries again, a command ends."""
+    with sqlite3.connect(database) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        size = connection.execute("PRAGMA page_size").fetchone()[0]
+    connection.close()
+    with database.open("r+b") as file:
+        page = file.read().index(b"message.posted") // size  # the first events, not the last one
+        file.seek(page * size)
+        file.write(b"\xff" * size)
+    result = run("threads", code=1)
+    assert "error: The log cannot be read to its end" in result.stderr
+    assert "everlog verify" in result.stderr
+    assert "damaged" in run("verify", code=1).stderr
 
 
 def test_reference_is_current() -> None:
