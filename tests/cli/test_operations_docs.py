@@ -1,9 +1,10 @@
-"""docs/operations.md names only commands, options, settings and pages that exist."""
+"""The documentation names only commands, options, settings and pages that exist."""
 
 from __future__ import annotations
 
 import re
 import shlex
+from pathlib import Path
 
 import click
 import pytest
@@ -15,7 +16,9 @@ from tests.cli.conftest import ROOT
 PAGE = ROOT / "docs" / "operations.md"
 TEXT = PAGE.read_text("utf-8")
 
-_BLOCKS = re.findall(r"```console\n(.*?)```", TEXT, re.DOTALL)
+PAGES = {path: path.read_text("utf-8") for path in (ROOT / "README.md", *PAGE.parent.glob("*.md"))}
+
+_BLOCKS = re.findall(r"```console\n(.*?)```", "\n".join(PAGES.values()), re.DOTALL)
 _LINES = [line.strip() for block in _BLOCKS for line in block.splitlines()]
 _INLINE = re.findall(r"`(everlog [^`]+)`", TEXT)
 COMMANDS = sorted(
@@ -62,11 +65,25 @@ def test_examples_are_settings(block: str) -> None:
         assert {f"{section}.{name}" for name in values} <= set(keys())
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)]+)\)", TEXT))))
-def test_links_lead_somewhere(target: str) -> None:
-    page, _, anchor = target.partition("#")
-    if page:
-        assert (PAGE.parent / page).is_file()
-    elif anchor:
-        titles = re.findall(r"^#+ (.*)$", TEXT, re.MULTILINE)
-        assert anchor in {title.lower().replace(" ", "-") for title in titles}
+def anchors(text: str) -> set[str]:
+    """Names by which GitHub finds the headings of a page."""
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    titles = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    prose = re.sub(r"```.*?```", "", PAGES[page], flags=re.DOTALL)
+    for target in set(re.findall(r"\]\(([^)\s]+)\)", prose)):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        there = (page.parent / name).resolve() if name else page
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(PAGES[there]), target
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_the_readme_leads_to_every_page(page: Path) -> None:
+    assert f"(docs/{page.name})" in PAGES[ROOT / "README.md"]
