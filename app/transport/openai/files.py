@@ -125,8 +125,10 @@ class Files:
                 raise ApiError(409, "a batch that has not ended reads this file", code="in_use")
             return [c.FileDeleted(file=file.id)] if file.id in library.files else []
 
-        await self._shelf.change(decide, actor=principal.actor)
+        decide(await self._shelf.look())
+        # The content first: who is cut short here, or finds its place away, can ask again.
         await self._objects.delete(file.object)
+        await self._shelf.change(decide, actor=principal.actor)
         return json({"id": file_id(file.id), "object": "file", "deleted": True})
 
     async def _find(self, request: Request) -> File:

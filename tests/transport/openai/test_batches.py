@@ -31,6 +31,7 @@ from app.events.catalogue import (
 )
 from app.events.codec import decode
 from app.events.ids import uuid7
+from app.events.objects import ObjectError
 from app.transport import keys
 from app.transport.openai.errors import ApiError
 from app.transport.openai.library import STREAM, batch_id, file_id
@@ -329,6 +330,24 @@ async def test_with_its_key_revoked_it_ends(tmp_path: Path) -> None:
         async with api(service, made.secret) as client, engine(service):
             id = await create(client, await upload(client, line("b")))
             assert (await ended(client, id)).status == "completed"
+
+
+async def test_a_file_whose_content_cannot_be_deleted_now(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is still there to be deleted later: nothing is said to be gone that is not."""
+    async with api(service) as client:
+        file = await upload(client, line("a"))
+
+        async def away(key: str) -> None:
+            raise ObjectError("it is away")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(service.objects, "delete", away)
+            with pytest.raises(openai.InternalServerError):
+                await client.with_options(max_retries=0).files.delete(file)
+        assert (await client.files.delete(file)).deleted
+        assert [each async for each in service.objects.list("files/")] == []
 
 
 async def test_files_in_s3_are_fetched_there(
