@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["EverlogError", "InputError", "StartupError"]
+__all__ = ["EverlogError", "InputError", "StartupError", "cause"]
 
 
 class EverlogError(Exception):
@@ -38,3 +38,11 @@ class InputError(EverlogError):
 
 class StartupError(EverlogError):
     """The service cannot start; the process exits with code 3."""
+
+
+def cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return our own error in a group, if there is one, else the first."""
+    found: BaseException = group.subgroup(EverlogError) or group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found

@@ -22,7 +22,7 @@ from app.engine.deadlines import Deadlines
 from app.engine.frames import Ready, Step, core_config
 from app.engine.supervisor import Backoff, CoreProcess
 from app.engine.workers import presence_name, worker_stream
-from app.errors import StartupError
+from app.errors import StartupError, cause
 from app.events import codec
 from app.events.catalogue import Payload, WorkerCrashed, WorkerDrained, WorkerStarted
 from app.events.envelope import Event
@@ -328,15 +328,7 @@ async def _group() -> AsyncIterator[TaskGroup]:
         async with anyio.create_task_group() as group:
             yield group
     except BaseExceptionGroup as errors:
-        raise _first(errors) from None
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error inside nested groups."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+        raise cause(errors) from None
 
 
 class _Abandoned(msgspec.Struct):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
+
+from msgspec.structs import astuple
 
 from app.events.envelope import Event
+from app.events.leaf import leaves
 from app.events.ledger import Batch, Found, Missing, State
 from app.events.moves import Catalog, Spans
 from app.events.store import Lease, StoreError
 
-__all__ = ["Backend", "Reading", "Remembered", "Row"]
+__all__ = ["Backend", "Reading", "Remembered", "Row", "event_rows"]
 
 #: An event as stored: event, salt, leaf.
 Row = tuple[Event, bytes, bytes]
@@ -140,3 +143,19 @@ class Backend(Reading, Protocol):
     async def aclose(self) -> None:
         """Release everything."""
         ...
+
+
+def event_rows(batch: Batch) -> list[tuple[Any, ...]]:
+    """Rows of the table of events, with the ids of streams and types in place of their names."""
+    hashes = leaves(batch.events, batch.salts)
+    return [
+        (row[0], stream_id, row[2], type_id, *row[4:], salt, leaf)
+        for row, stream_id, type_id, salt, leaf in zip(
+            map(astuple, batch.events),
+            batch.stream_ids,
+            batch.type_ids,
+            batch.salts,
+            hashes,
+            strict=True,
+        )
+    ]

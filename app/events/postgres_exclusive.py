@@ -12,7 +12,7 @@ from typing import Any
 from msgspec.structs import astuple
 
 from app.events import postgres_sql as sql
-from app.events.leaf import leaves
+from app.events.backend import event_rows
 from app.events.ledger import Batch, Found, Ledger, Missing, State
 from app.events.ops import Op
 from app.events.postgres_archive import write_moves
@@ -85,7 +85,7 @@ async def insert_batch(conn: Any, batch: Batch) -> None:
     if batch.types:
         await copy("event_type", records=batch.types, columns=("id", "name"))
     if batch.events:
-        await copy("event", records=_event_rows(batch), columns=_EVENT_COLUMNS)
+        await copy("event", records=event_rows(batch), columns=_EVENT_COLUMNS)
     if batch.requests:
         rows = [astuple(row) for row in batch.requests.values()]
         await conn.executemany(sql.UPSERT_REQUEST, rows)
@@ -98,18 +98,3 @@ async def insert_batch(conn: Any, batch: Batch) -> None:
         if done != f"UPDATE {len(rows)}":
             raise ValueError("an event to be erased is no longer where it was")
     await write_moves(conn, batch)
-
-
-def _event_rows(batch: Batch) -> list[tuple[Any, ...]]:
-    hashes = leaves(batch.events, batch.salts)
-    return [
-        (row[0], stream_id, row[2], type_id, *row[4:], salt, leaf)
-        for row, stream_id, type_id, salt, leaf in zip(
-            map(astuple, batch.events),
-            batch.stream_ids,
-            batch.type_ids,
-            batch.salts,
-            hashes,
-            strict=True,
-        )
-    ]

@@ -14,9 +14,8 @@ from typing import Any, Protocol
 
 from msgspec.structs import astuple
 
-from app.events.backend import Remembered, Row
+from app.events.backend import Remembered, Row, event_rows
 from app.events.envelope import Event
-from app.events.leaf import leaves
 from app.events.ledger import Batch, Found, Missing, State
 from app.events.queue import Request
 from app.events.store import Lease, StoreError
@@ -181,7 +180,7 @@ def insert_batch(conn: Connection, batch: Batch) -> None:
     if batch.types:
         conn.executemany(INSERT_TYPE, batch.types)
     if batch.events:
-        conn.executemany(INSERT_EVENT, _event_rows(batch))
+        conn.executemany(INSERT_EVENT, event_rows(batch))
     if batch.requests:
         conn.executemany(UPSERT_REQUEST, [astuple(r) for r in batch.requests.values()])
     if batch.commands:
@@ -341,18 +340,3 @@ def integrity(conn: Connection) -> list[str]:
     """Complaints of SQLite about the file's structure."""
     rows = conn.execute("PRAGMA integrity_check(20)").fetchall()
     return [row[0] for row in rows if row[0] != "ok"]
-
-
-def _event_rows(batch: Batch) -> list[tuple[Any, ...]]:
-    hashes = leaves(batch.events, batch.salts)
-    return [
-        (row[0], stream_id, row[2], type_id, *row[4:], salt, leaf)
-        for row, stream_id, type_id, salt, leaf in zip(
-            map(astuple, batch.events),
-            batch.stream_ids,
-            batch.type_ids,
-            batch.salts,
-            hashes,
-            strict=True,
-        )
-    ]

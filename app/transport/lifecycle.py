@@ -8,9 +8,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 
-from app.errors import EverlogError
-
-__all__ = ["cause", "signals"]
+__all__ = ["signals"]
 
 
 @contextlib.contextmanager
@@ -33,11 +31,3 @@ def signals(stopping: Callable[[], bool], stop: Callable[[], None]) -> Iterator[
     finally:
         for number in taken:
             loop.remove_signal_handler(number)
-
-
-def cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return our own error in a group, if there is one, else the first."""
-    found: BaseException = group.subgroup(EverlogError) or group
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    return found

@@ -29,7 +29,7 @@ from app.engine.host import EngineHost
 from app.engine.hub import resolve
 from app.engine.keeper import keep_queue
 from app.engine.workers import presence_name
-from app.errors import EverlogError, StartupError
+from app.errors import EverlogError, StartupError, cause
 from app.events.archiver import Archiver
 from app.events.objects import open_objects
 from app.events.open import open_store
@@ -45,7 +45,7 @@ from app.telemetry.place import Keeper
 from app.transport.control import Control, announced
 from app.transport.heads import Heads
 from app.transport.http import application
-from app.transport.lifecycle import cause, signals
+from app.transport.lifecycle import signals
 from app.transport.listen import listen, url_of
 from app.transport.protocol import CloseCode
 from app.transport.service import Service

@@ -9,9 +9,10 @@ import anyio
 
 from app.config import Config
 from app.engine.host import EngineHost
+from app.errors import cause
 from app.events.objects import open_objects
 from app.events.open import open_store
-from app.transport.lifecycle import cause, signals
+from app.transport.lifecycle import signals
 from app.transport.server import engine_host
 
 __all__ = ["work"]

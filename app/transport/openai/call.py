@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
-from typing import cast
 
 import anyio
 import msgspec
 
 from app.chat.admission import Admission
+from app.errors import cause
 from app.events.catalogue import (
     Payload,
     RequestCancelled,
@@ -160,7 +160,7 @@ class Call:
                 for index in range(len(self.queued)):
                     group.start_soon(self._follow, index, feed)
         except BaseExceptionGroup as errors:
-            raise _first(errors) from None
+            raise cause(errors) from None
         return None
 
     async def cancel(self) -> None:
@@ -227,10 +227,3 @@ def locked() -> ApiError:
     """What is written to a conversation, while something else is, has to wait."""
     message = "something else is being written to this conversation"
     return ApiError(409, message, code="conversation_locked", retry=1)
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = cast(BaseException, error.exceptions[0])
-    return error

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.errors import EverlogError
+from app.errors import EverlogError, cause
 from app.events.catalogue import Payload
 from app.transport.openai import errors, sse
 from app.transport.openai.active import Active, shutting_down
@@ -99,7 +99,10 @@ class Reply(Response):
                     await self._serve(send)
                     group.cancel_scope.cancel()
             except BaseExceptionGroup as failures:
-                await self._fail(_reason(failures), scope, receive, send)
+                reason = cause(failures)
+                if not isinstance(reason, Exception):
+                    raise reason from None
+                await self._fail(reason, scope, receive, send)
             finally:
                 if not self._call.ended:
                     await self._call.cancel()
@@ -174,13 +177,3 @@ class Reply(Response):
             await error.response()(scope, receive, send)
         elif self._stream:
             await self._write(send, self._answer.broken(error), more=False)
-
-
-def _reason(group: BaseExceptionGroup[BaseException]) -> Exception:
-    """The first error inside nested groups."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    if not isinstance(error, Exception):
-        raise error
-    return error
