@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ from app.events.open import open_store
 from app.events.store import Append, Appended, EventStore, Fence
 from app.transport.openai.calls import call_id
 from tests.e2e.chat import Chat
+from tests.e2e.conftest import HANDLERS
 from tests.support.server import Server, running
 
 pytestmark = [pytest.mark.browser]
@@ -81,7 +83,7 @@ def server(built_ui: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     database = tmp_path_factory.mktemp("calls") / "log.db"
     with ThreadPoolExecutor(1) as thread:  # this one may have a loop: Playwright's
         thread.submit(asyncio.run, seed(database)).result()
-    with running(database, "--no-engine") as started:
+    with running(database, str(HANDLERS), "--no-engine") as started:
         yield started
 
 
@@ -110,3 +112,24 @@ def test_half_a_call_is_not_shown(chat: Chat) -> None:
     chat.page.goto(f"/t/{GOING}")
     expect(chat.answers.last).to_contain_text("Calling a tool")
     assert chat.shown() == "Now."
+
+
+def test_a_long_conversation_of_the_api(chat: Chat, server: Server) -> None:
+    """It is shown from its end, and what stands far above has its text when it is looked at."""
+    roles = ["developer", *["user", "assistant"] * 60]
+    items = [{"role": role, "content": f"said {n}"} for n, role in enumerate(roles)]
+    body = json.dumps({"items": items}).encode()
+    with urllib.request.urlopen(f"{server.url}/v1/conversations", body, timeout=10) as response:
+        thread = json.load(response)["id"].removeprefix("conv_")
+    cuts = [thread[a:b] for a, b in ((0, 8), (8, 12), (12, 16), (16, 20), (20, 32))]
+    chat.page.goto(f"/t/{'-'.join(cuts)}")
+    expect(chat.answers.last.locator(".md")).to_be_in_viewport()
+    expect(chat.answers.last.locator(".md")).to_have_text("said 120")
+    chat.page.locator(".scroller").evaluate("(e) => { e.scrollTop = 0 }")
+    expect(chat.page.locator(".instructions")).to_be_in_viewport()
+    expect(chat.page.locator(".instructions")).to_contain_text("said 0")
+    expect(chat.answers.first.locator(".md")).to_have_text("said 2")
+    with urllib.request.urlopen(f"{server.url}/v1/conversations", b"{}", timeout=10):
+        pass  # nothing to be seen in it: it is not listed
+    chat.ask("hello")
+    expect(chat.page.locator(".thread")).to_have_count(3)
