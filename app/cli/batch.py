@@ -136,5 +136,5 @@ def _say(output: Path, lines: int, done: int, failed: int, tokens: int, seconds:
         return
     mark = styled("✓ ", "good") if not failed else styled("! ", "bad")
     rate = f"{counted(tokens, 'token')} in {seconds:,.1f} s"
-    wrong = f", {failed:,} failed" if failed else ""
+    wrong = f" ({failed:,} of all {lines:,} failed)" if failed else ""
     click.echo(f"{mark}{counted(done, 'line')}{wrong}, {rate}: {output}")

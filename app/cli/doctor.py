@@ -15,7 +15,7 @@ from typing import Literal
 
 import click
 
-from app.cli.console import emit, size, styled
+from app.cli.console import counted, emit, size, styled
 from app.cli.doctor_postgres import Answers, Check, ask_postgres, postgres_checks
 from app.cli.options import json_option, with_settings
 from app.cli.root import everlog
@@ -70,7 +70,7 @@ def examine(config: Config) -> Iterator[Check]:
         if database.dsn is not None:
             yield from postgres_checks(partial(_ask, database.dsn), database.shown)
         else:
-            checks += [_sqlite, _disk, _database]
+            checks += [_sqlite, _disk, _database, _log]
     for check in [*checks, _port, _clock]:
         yield check(config)
 
@@ -190,6 +190,24 @@ def _database(config: Config) -> Check:
         )
     middle = sorted(took)[len(took) // 2] * 1e3
     return Check("database", "good", f"{folder} can be written; one sync takes {middle:.1f} ms")
+
+
+def _log(config: Config) -> Check:
+    """Whether what is in the database's place is a log of this version."""
+    from app.events.migrate import pending
+    from app.events.url import database_path
+
+    path = database_path(config.database.url)
+    if path is None or not path.exists():
+        return Check("log", "good", "none yet; `everlog serve` begins one")
+    try:
+        due = pending(config.database.url)
+    except EverlogError as error:
+        return Check("log", "bad", error.message, error.hint)
+    if due:
+        facts = f"{counted(len(due), 'migration')} due"
+        return Check("log", "good", f"{path}: {facts}; `everlog serve` applies what is due")
+    return Check("log", "good", f"{path} is of this version")
 
 
 def _port(config: Config) -> Check:

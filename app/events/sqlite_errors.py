@@ -68,6 +68,11 @@ def startup_error(path: Path, error: sqlite3.Error) -> StartupError:
             why = "does not exist" if path.parent.is_dir() else "lies in no existing directory"
             return StartupError(f"{path} {why}", hint="check database.url")
         return StartupError(f"{path} cannot be opened", hint="check who may read and write it")
+    if name.startswith("SQLITE_BUSY"):
+        return StartupError(
+            f"{path} is locked by another program",
+            hint="end what has it open for writing, such as a sqlite3 shell",
+        )
     if name.startswith("SQLITE_READONLY"):
         return StartupError(f"{path} cannot be written", hint="check who may write it")
     return StartupError(f"{path} cannot be opened: {error}", hint="see: everlog doctor")

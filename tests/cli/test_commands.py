@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from app import __version__
+from app.cli.doctor import _log
 from app.cli.reference import reference
 from app.cli.root import ORDER
+from app.config import Config, DatabaseConfig
 from tests.cli.conftest import OTHER, ROOT, Run, child
 from tests.cli.story import THREAD, events
 
@@ -256,6 +258,20 @@ def test_doctor(run: Run) -> None:
     assert {"python", "sqlite", "torch", "model", "memory", "disk", "database", "port"} <= {
         check["name"] for check in checks
     }
+
+
+def test_doctor_looks_at_the_log(database: Path) -> None:
+    config = Config(database=DatabaseConfig(url=f"sqlite:///{database}"))
+    assert _log(config).finding == f"{database} is of this version"
+    with sqlite3.connect(database) as connection:
+        connection.execute("INSERT INTO schema_migration VALUES (99, 'later', 'x', 1)")
+    connection.close()
+    newer = _log(config)
+    assert (newer.state, "0099_later" in newer.finding) == ("bad", True)
+    database.write_text("no database")
+    assert "not a SQLite database" in _log(config).finding
+    database.unlink()
+    assert _log(config).state == "good"
 
 
 def test_doctor_finds_a_busy_port_and_a_missing_folder(run: Run) -> None:

@@ -15,6 +15,7 @@ from app.events import migrate as module
 from app.events.lockfile import WriterLock
 from app.events.migrate import apply, migrate, outstanding, pending, statements
 from app.events.migration import Migration, migrations
+from app.events.sqlite_errors import startup_errors
 
 SNAPSHOT = Path(__file__).parents[2] / "migrations/sqlite/schema.txt"
 
@@ -117,6 +118,19 @@ def test_pending_and_migrate_by_url(tmp_path: Path) -> None:
     assert pending(url) == []
     assert migrate(url) == []
     assert pending("memory:") == migrate("memory:") == []
+
+
+def test_a_database_that_another_program_has_locked_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    migrate(str(path))
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with (
+            closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as conn,
+            pytest.raises(StartupError, match="locked by another program"),
+            startup_errors(path),
+        ):
+            conn.execute("BEGIN IMMEDIATE")
 
 
 def test_a_database_in_use_is_not_migrated(tmp_path: Path) -> None:
