@@ -240,6 +240,7 @@ class Emitter:
                 await self._certain()  # without the lock, or nobody could end the run meanwhile
                 async with self.writing:
                     await self._write_all()
+                self._rest()
             except Exception as error:
                 self.error = self.error or error
                 self._items.clear()
@@ -266,6 +267,15 @@ class Emitter:
             self._go.set()
         elif self._timer is None:
             self._timer = self._loop.call_at(self._due, self._alarm)
+
+    def _rest(self) -> None:
+        """Text that came during an append waits as other text does; all else is written now."""
+        if self._closed or self._waiters or not self._items:
+            return
+        if all(isinstance(item, Pieces) for item in self._items):
+            self._go.clear()
+            if self._timer is None:
+                self._timer = self._loop.call_at(self._due, self._alarm)
 
     def _alarm(self) -> None:
         self._timer = None
