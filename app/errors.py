@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["EverlogError", "InputError", "StartupError", "cause"]
+__all__ = ["UNEXPLAINED", "EverlogError", "InputError", "StartupError", "cause"]
+
+
+UNEXPLAINED = "the server failed; see its log"
+"""What a client is told of an error that is not meant for people."""
 
 
 class EverlogError(Exception):
@@ -25,14 +29,18 @@ class EverlogError(Exception):
 class InputError(EverlogError):
     """Input that was refused before it changed anything.
 
+    Attributes:
+        reason: Why the value was refused, without the field; ``message`` begins with it.
+
     Args:
-        message: Why the value was refused.
+        message: The reason.
         field: Path of the refused field, such as ``params.temperature``.
 
     """
 
     def __init__(self, message: str, *, field: str | None = None, hint: str | None = None) -> None:
         super().__init__(f"{field}: {message}" if field else message, hint=hint)
+        self.reason = message
         self.field = field
 
 

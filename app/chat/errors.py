@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 from app.errors import EverlogError, InputError
 
@@ -25,13 +26,18 @@ class Refused(EverlogError):
     """A command that was understood and not carried out.
 
     Args:
-        code: ``not_found``, ``forbidden``, ``conflict``, ``draining`` or ``unsupported``; the
-            transport sends it as it is.
+        code: For programs; the transport sends it as it is.
         message: Why, in one sentence.
 
     """
 
-    def __init__(self, code: str, message: str, *, hint: str | None = None) -> None:
+    def __init__(
+        self,
+        code: Literal["not_found", "forbidden", "limit", "draining"],
+        message: str,
+        *,
+        hint: str | None = None,
+    ) -> None:
         super().__init__(message, hint=hint)
         self.code = code
 

@@ -18,7 +18,7 @@ from websockets.exceptions import ConnectionClosed
 from app.chat import commands
 from app.chat.errors import Refused
 from app.chat.runtime import Runtime
-from app.errors import EverlogError, InputError
+from app.errors import UNEXPLAINED, EverlogError, InputError
 from app.events.envelope import thread_stream
 from app.events.store import EventStore, StoreClosed, StoreError
 from app.projections import state as projection
@@ -26,7 +26,7 @@ from app.transport import protocol as wire
 from app.transport.access import LOCAL, Owners
 from app.transport.auth import Auth, Denied, Principal, bearer
 from app.transport.items import Delivery, ItemCache
-from app.transport.protocol import CloseCode, FrameError, encode
+from app.transport.protocol import CloseCode, FrameError, RefusalCode, encode
 from app.transport.socket import Socket
 
 __all__ = ["Connection", "Edge"]
@@ -171,7 +171,7 @@ class Connection:
 
     async def _refuse(
         self,
-        code: str,
+        code: RefusalCode,
         message: str,
         *,
         field: str | None = None,
@@ -193,19 +193,20 @@ class Connection:
                 self._edge.auth.spend(self._principal)
             ack = await _carry_out(self._edge.runtime, frame, self._user)
         except InputError as error:
-            text = error.message.removeprefix(f"{error.field}: ")
-            return await self._refuse("bad_field", text, field=error.field, id=frame.id)
+            return await self._refuse("bad_field", error.reason, field=error.field, id=frame.id)
         except Refused as error:
             return await self._refuse(error.code, error.message, id=frame.id)
         except Denied as error:
             return await self._refuse("limit", error.message, id=frame.id)
+        except StoreError as error:
+            return await self._refuse("unavailable", error.message, id=frame.id)
         except EverlogError as error:
             return await self._refuse("internal", error.message, id=frame.id)
         except ConnectionClosed:
             raise
         except Exception:
             log.exception("Command %s failed", frame.id)
-            return await self._refuse("internal", "the server failed; see its log", id=frame.id)
+            return await self._refuse("internal", UNEXPLAINED, id=frame.id)
         done = wire.Ack(id=frame.id, thread=frame.thread, version=ack.version, seq=ack.seq)
         return await self._socket.write(encode(done))
 
@@ -222,7 +223,8 @@ class Connection:
 
     async def _join(self, thread: str) -> bool:
         """Say to the runtime that the thread is looked at; False if it may not be."""
-        code, message = "limit", f"at most {MAX_THREADS} threads may be open"
+        code: RefusalCode = "limit"
+        message = f"at most {MAX_THREADS} threads may be open"
         if len(self._opened) < MAX_THREADS:
             try:
                 await self._edge.runtime.connected(thread, self._user)

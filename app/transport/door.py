@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.transport.auth import Auth, Denied, Principal, bearer
+from app.transport.openai.errors import ApiError
 from app.transport.origin import Gate
 from app.transport.problem import problem
 
@@ -127,12 +128,9 @@ class _Visit:
 def _refusal(path: str, denied: Denied) -> Response:
     if path.startswith(("/api/", "/metrics")):
         return problem(denied.status, denied.message, headers=denied.headers)
-    kind = {401: "authentication_error", 403: "permission_error"}.get(
-        denied.status, "rate_limit_error"
-    )
-    body = {"message": denied.message, "type": kind, "param": None, "code": denied.code}
+    error = ApiError(denied.status, denied.message, code=denied.code)
     return Response(
-        msgspec.json.encode({"error": body}),
+        msgspec.json.encode(error.body()),
         status_code=denied.status,
         headers=denied.headers,
         media_type="application/json",

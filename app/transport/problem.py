@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.errors import EverlogError, InputError
+from app.errors import UNEXPLAINED, EverlogError, InputError
 from app.events.store import StoreError
 
 __all__ = ["HANDLERS", "Problem", "number", "problem"]
@@ -78,7 +78,7 @@ def _on_http(request: Request, error: Exception) -> Response:
 
 def _on_input(request: Request, error: Exception) -> Response:
     assert isinstance(error, InputError)
-    return problem(400, error.message.removeprefix(f"{error.field}: "), field=error.field)
+    return problem(400, error.reason, field=error.field)
 
 
 def _on_known(request: Request, error: Exception) -> Response:
@@ -92,7 +92,7 @@ def _on_store(request: Request, error: Exception) -> Response:
 
 
 def _on_bug(request: Request, error: Exception) -> Response:
-    return problem(500, "the server failed; see its log")
+    return problem(500, UNEXPLAINED)
 
 
 HANDLERS = {

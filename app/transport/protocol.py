@@ -209,6 +209,20 @@ class Ack(_FromServer, tag="ack", frozen=True, kw_only=True):
     seq: int
 
 
+RefusalCode = Literal[
+    "bad_frame",
+    "bad_field",
+    "not_found",
+    "forbidden",
+    "limit",
+    "unsupported",
+    "draining",
+    "unavailable",
+    "internal",
+]
+"""What this server says in ``refuse``; newer ones may have more."""
+
+
 class Refuse(_FromServer, tag="refuse", frozen=True, kw_only=True):
     """A frame changed nothing. ``field`` is the path of what was wrong with it.
 
@@ -302,10 +316,9 @@ class FrameError(InputError):
     """A frame that cannot be taken. ``code`` and ``field`` go into ``refuse``."""
 
     def __init__(
-        self, message: str, *, code: str, field: str | None = None, id: str | None = None
+        self, message: str, *, code: RefusalCode, field: str | None = None, id: str | None = None
     ) -> None:
         super().__init__(message, field=field)
-        self.reason = message
         self.code = code
         self.id = id
 

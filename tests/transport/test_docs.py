@@ -57,6 +57,11 @@ def test_what_is_not_supported_yet_is_named() -> None:
         assert f"`{name}`" in TEXT, name
 
 
+def test_codes_of_refusals_are_documented() -> None:
+    codes = re.findall(r"^\| `(\w+)` \| [^|]+ \|$", section("refuse"), re.M)
+    assert codes == list(get_args(wire.RefusalCode))
+
+
 def test_close_codes_are_documented() -> None:
     codes: dict[str, Any] = vars(wire.CloseCode)
     for name, code in codes.items():

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app.chat.admission import RETRY_SECONDS, Full
-from app.errors import EverlogError, InputError
+from app.errors import UNEXPLAINED, EverlogError, InputError
 from app.events.catalogue import RequestFailed
 from app.events.store import StoreError
 
@@ -120,10 +120,9 @@ def of(error: Exception) -> ApiError:
             return error
         case HTTPException(status_code=status, detail=detail):
             return ApiError(status, detail)
-        case InputError(message=message, field=field):
-            plain = message.removeprefix(f"{field}: ")
+        case InputError(reason=reason, field=field):
             param = (field or "").removeprefix("params.") or None
-            return ApiError(400, plain, param=param, code="invalid_value")
+            return ApiError(400, reason, param=param, code="invalid_value")
         case Full(own=own, message=message):
             status, code = (429, "queue_limit_exceeded") if own else (503, "queue_full")
             return ApiError(status, message, code=code, retry=RETRY_SECONDS)
@@ -132,4 +131,4 @@ def of(error: Exception) -> ApiError:
         case EverlogError(message=message):
             return ApiError(500, message)
         case _:
-            return ApiError(500, "the server failed; see its log", code="internal_error")
+            return ApiError(500, UNEXPLAINED, code="internal_error")
