@@ -156,7 +156,10 @@ _HINTS: tuple[tuple[type[BaseException], str], ...] = (
     ),
     (asyncpg.InvalidCatalogNameError, "Create the database: createdb NAME"),
     (asyncpg.TooManyConnectionsError, "Raise max_connections, or lower database.pool."),
-    (asyncpg.InsufficientPrivilegeError, "The user needs CREATE on the schema (GRANT CREATE)."),
+    (
+        asyncpg.InsufficientPrivilegeError,
+        "The user needs CREATE on the schema, and all rights on the log's tables (best: own them).",
+    ),
     (asyncpg.DiskFullError, "Free space on the database server."),
     (asyncpg.ReadOnlySQLTransactionError, "This is a standby: connect to the primary."),
     (asyncpg.CannotConnectNowError, "The server is starting or stopping; try again in a moment."),

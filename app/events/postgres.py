@@ -149,11 +149,14 @@ class PostgresStore(LogStore):
         try:
             await store._start(channel_of(schema))
         except BaseException:
+            await store._connection.aclose()
             await store._reading.aclose()
             raise
         return store
 
     async def _start(self, channel: str) -> None:
+        if self._writable:
+            await self._connection.open()
         await self._tail.begin()
         connect = partial(pg.connect, self._dsn, pg.ANSWER_SECONDS)
         listener = Listener(connect, channel, self._tail.ring)

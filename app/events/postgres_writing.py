@@ -41,6 +41,18 @@ class WritingConnection:
         self._conn: Any = None
         self._closing_at: float | None = None
 
+    async def open(self) -> None:
+        """Connect now, while there is room; readers could take the last connections.
+
+        Raises:
+            StartupError: It cannot be done now.
+
+        """
+        try:
+            self._conn = await self._connect()
+        except pg.ERRORS as error:
+            raise pg.startup_error(self._dsn, error) from error
+
     def give_up_soon(self) -> None:
         """The store is closing: a database that is away is waited for a few seconds more."""
         self._closing_at = time.monotonic()

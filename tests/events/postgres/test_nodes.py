@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from app.events import pg
+from app.events.ids import uuid7
 from app.events.postgres import PostgresStore
 from app.events.store import Append, Appended, Conflict, Duplicate
 from app.events.verify import verify
@@ -126,6 +127,22 @@ async def test_old_commands_are_forgotten_by_the_servers_clock(
         await store._tidy()
         assert await store.append(fresh) == Duplicate(2, 2)
         assert isinstance(await store.append(old), Appended)
+
+
+async def test_few_connections(postgres: Cluster, postgres_url: str) -> None:
+    """Readers wait for each other rather than leave the writer out."""
+    admin = await pg.connect(postgres_url)
+    role = f"few_{uuid7()}".replace("-", "_")
+    await admin.execute(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 3")
+    await admin.execute(f"CREATE SCHEMA {role} AUTHORIZATION {role}")
+    url = postgres_url.replace("//everlog@", f"//{role}@") + f"?search_path={role}"
+    async with opened(url) as store:
+        reads = [store.fetch(stream=f"thread/{n}") for n in range(20)]
+        async with asyncio.timeout(10):
+            await asyncio.gather(store.append(notes("thread/a", "1")), *reads)
+        assert await store.head() == 1
+    await admin.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+    await admin.close()
 
 
 async def test_names_that_need_escapes(postgres_url: str) -> None:
