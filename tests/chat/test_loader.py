@@ -29,7 +29,7 @@ async def main(message):
 """
 
 
-@pytest.mark.parametrize("name", ["chat", "tools", "summarize", "job", "documents"])
+@pytest.mark.parametrize("name", ["chat", "tools", "summarize", "job", "documents", "agent"])
 def test_examples_load_and_are_short(name: str) -> None:
     path = EXAMPLES / f"{name}.py"
     assert "on_message" in load(path).hooks

@@ -103,3 +103,29 @@ async def test_a_failing_handler_says_where() -> None:
     assert (reply.error.kind, reply.text) == ("ValueError", "ValueError: no such city")
     assert "in on_message" in (reply.error.traceback or "")
     assert isinstance(talk, Talk) and repr(reply).startswith("Reply(failed")
+
+
+async def test_the_agent_example_asks_before_it_deletes() -> None:
+    answers = [
+        '{"tool": "read_file", "name": "notes.txt"}',
+        '{"tool": "answer", "text": "Buy milk."}',
+        '{"tool": "read_file", "name": "nothing.txt"}',
+        '{"tool": "delete_file", "name": "notes.txt"}',
+        '{"tool": "delete_file", "name": "plan.txt"}',
+    ]
+    async with chat(EXAMPLES / "agent.py", answers=answers) as talk:
+        files = talk.app.hooks["on_message"].__globals__["FILES"]
+        read = await talk.send("What is in notes.txt?")
+        asked = await talk.send("Delete it.")
+        assert files.keys() == {"notes.txt", "plan.txt"}
+        await talk.restart()
+        deleted = await talk.send("Yes")
+        assert files.keys() == {"plan.txt"}
+        await talk.send("Delete plan.txt")
+        left = await talk.send("no")
+        assert files.keys() == {"plan.txt"}
+    assert (read.text, [s.name for s in read.steps]) == ("Buy milk.", ["read_file"])
+    assert talk.prompts[1][-1] == {"role": "user", "content": "It says: Buy milk. Now answer."}
+    assert asked.text == "May I call `delete_file` with `notes.txt`? (yes or no)"
+    assert [(s.name, s.status) for s in asked.steps] == [("read_file", "failed")]
+    assert (deleted.text, left.text) == ("notes.txt was deleted.", "Then I leave it.")
