@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import sys
@@ -28,6 +29,7 @@ __all__ = [
     "phases",
     "progress",
     "report",
+    "say_warnings",
     "size",
     "styled",
 ]
@@ -96,6 +98,20 @@ def report(error: EverlogError) -> None:
     if error.hint:
         label = click.style("hint:", fg="cyan") if colour else "hint:"
         click.echo(f"{label} {clean(error.hint)}", err=True, color=colour)
+
+
+class _Warnings(logging.Formatter):
+    """A line for a person, as `report` makes them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return clean(f"{record.levelname.lower()}: {super().format(record)}")
+
+
+def say_warnings() -> None:
+    """Print what is logged as a warning or worse to stderr; `serve` and `worker` log otherwise."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Warnings())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
 
 
 @contextlib.contextmanager

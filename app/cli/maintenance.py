@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -10,7 +13,7 @@ import click
 from app.cli.console import duration, emit, progress, styled
 from app.cli.options import json_option, with_settings
 from app.cli.root import everlog
-from app.errors import InputError
+from app.errors import EverlogError, InputError
 from app.settings import Loaded
 
 if TYPE_CHECKING:
@@ -120,18 +123,49 @@ async def _open_and_close(loaded: Loaded, *, anew: bool) -> str | None:
 
 
 @everlog.command("export")
-@click.argument("file", type=click.File("wb", lazy=True), default="-")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path), default="-")
 @click.option("--after", type=click.IntRange(0), default=0, metavar="SEQ", help="Only later ones.")
 @with_settings
-def export_log(loaded: Loaded, file: BinaryIO, after: int) -> None:
+def export_log(loaded: Loaded, file: Path, after: int) -> None:
     """Write the log as JSON Lines to FILE, or to stdout.
 
     Positions, hashes and seals survive; `everlog import` makes the same log of it.
     """
     import asyncio
 
-    count = asyncio.run(_export(loaded, file, after))
+    with _whole(file) as out:
+        count = asyncio.run(_export(loaded, out, after))
     click.echo(f"{count:,} events exported", err=True)
+
+
+@contextlib.contextmanager
+def _whole(file: Path) -> Iterator[BinaryIO]:
+    """Open ``file`` for writing; it gets its name when all is written, and there is no half one.
+
+    ``-`` is stdout; what is there and no plain file, such as a pipe, is written as it is.
+
+    Raises:
+        EverlogError: It cannot be written.
+
+    """
+    if str(file) == "-":
+        yield sys.stdout.buffer
+        return
+    plain = file.is_file() or not file.exists()
+    target = file.with_name(f"{file.name}.partial") if plain else file
+    try:
+        with target.open("wb") as out:
+            yield out
+        if plain:
+            target.replace(file)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise EverlogError(f"{file} cannot be written: {why}") from error
+    finally:
+        if plain:
+            target.unlink(missing_ok=True)
 
 
 async def _export(loaded: Loaded, file: BinaryIO, after: int) -> int:

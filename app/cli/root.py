@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from app import __version__
-from app.cli.console import report
+from app.cli.console import report, say_warnings
 from app.errors import EverlogError, InputError, StartupError
 
 __all__ = ["EXIT_INPUT", "EXIT_INTERRUPTED", "EXIT_STARTUP", "everlog", "main"]
@@ -80,6 +80,7 @@ class Root(Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; see the class."""
+        say_warnings()
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()

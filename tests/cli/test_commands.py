@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sqlite3
 import subprocess
@@ -13,9 +14,11 @@ import pytest
 
 from app import __version__
 from app.cli.doctor import _log
+from app.cli.maintenance import _whole
 from app.cli.reference import reference
 from app.cli.root import ORDER
 from app.config import Config, DatabaseConfig
+from app.errors import EverlogError
 from tests.cli.conftest import OTHER, ROOT, Run, child
 from tests.cli.story import THREAD, events
 
@@ -214,6 +217,19 @@ def test_rebuild(run: Run) -> None:
     done = json.loads(run("rebuild", "history", "--json").stdout)
     assert (list(done["generations"]), done["seq"]) == (["history"], COUNT)
     assert "no projection" in run("rebuild", "hstory", code=2).stderr
+
+
+def test_a_half_export_is_none(run: Run, tmp_path: Path) -> None:
+    assert "No space left" in run("export", "/dev/full", code=1).stderr
+    kept = tmp_path / "kept.jsonl"
+    run("export", str(kept))
+    whole = kept.read_bytes()
+    assert run("export").stdout.encode() == whole
+    with pytest.raises(EverlogError, match="No space left"), _whole(kept) as out:
+        out.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert kept.read_bytes() == whole
+    assert [path.name for path in tmp_path.glob("kept*")] == ["kept.jsonl"]
 
 
 def test_export_and_import(run: Run, database: Path) -> None:
