@@ -19,6 +19,7 @@ import aiosqlite
 
 from app.errors import StartupError
 from app.events import sqlite_archive as archive
+from app.events import sqlite_page
 from app.events import sqlite_sql as sql
 from app.events.backend import Remembered, Row
 from app.events.envelope import Event
@@ -211,7 +212,7 @@ class SqliteBackend:
         self, after: int, until: int, stream: str | None, types: Sequence[str] | None, limit: int
     ) -> list[Event]:
         """Events with ``after < position <= until`` in order."""
-        return await self._read(sql.select_events, after, until, stream, types, limit)
+        return await self._read(sqlite_page.select, after, until, stream, types, limit)
 
     async def rows(self, after: int, limit: int) -> list[Row | StoreError]:
         """Rows as stored, even damaged ones."""

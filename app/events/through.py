@@ -57,11 +57,11 @@ class Through:
         for _ in range(ATTEMPTS):
             known = self._generation
             events = await self._reading.select(after, until, stream, types, limit)
-            at = [_position(event, stream) for event in events]
             full = len(events) == limit
-            if types is None and _whole(at, after, until, full):
-                return events
-            end = at[-1] if full else until
+            last = _position(events[-1], stream) if events else after
+            if types is None and last - after == len(events) and (full or last >= until):
+                return events  # whole: they ascend, so their number tells
+            end = last if full else until
             parts = await self._parts(known, after, end, stream)
             if parts is None:
                 continue
@@ -74,7 +74,7 @@ class Through:
                     continue  # the segment is another now
                 raise
             merged = {_position(event, stream): event for event, _, _ in rows}
-            merged.update(zip(at, events, strict=True))
+            merged.update((_position(event, stream), event) for event in events)
             found = [merged[position] for position in sorted(merged)[:limit]]
             return _unholed(found, after, stream, types)
         raise _busy()
@@ -266,13 +266,6 @@ def _retrieved(task: asyncio.Task[Any]) -> None:
 
 def _position(event: Event, stream: str | None) -> int:
     return event.seq if stream is None else event.version
-
-
-def _whole(at: list[int], after: int, until: int, full: bool) -> bool:
-    """Whether positions have no hole: ascending, so their number decides."""
-    if not at:
-        return until <= after
-    return at[-1] - after == len(at) and (full or at[-1] == until)
 
 
 def _unholed(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -21,7 +22,7 @@ from app.events.envelope import Event
 from app.events.ids import uuid7
 from app.events.store import EventStore
 from app.projections import ledger
-from app.projections.database import Connection, Trouble, Where, is_postgres
+from app.projections.database import Connection, Trouble, Where
 from app.projections.folding import Refused, fold
 from app.projections.projection import Projection
 from app.projections.reading import read
@@ -31,8 +32,11 @@ from app.projections.threads import in_thread
 __all__ = ["Progress", "Rebuilt", "rebuild"]
 
 BATCH = 5000
-GARBAGE = 50_000
+GARBAGE = 200_000
 """New objects after which the interpreter looks for garbage in cycles, during a rebuild."""
+
+TURN_SECONDS = 0.001
+"""How long a thread may keep the interpreter during a rebuild while others wait for it."""
 
 STALE_SECONDS = 30.0
 """A rebuild that wrote nothing for so long is dead."""
@@ -73,42 +77,57 @@ async def rebuild(
     """
     filler = _Filler(where, projections, store.incarnation)
     pages = _Pages(store)
-    collecting = _collect_seldom()
-    try:
-        await in_thread(filler.begin)
-        began, total = time.perf_counter(), await store.head()
-        while not filler.swapped:
-            events = await pages.next(filler.seq)
-            if events:
-                if is_postgres(where):  # the server reads the next page while this one is folded
+    with _tuned:
+        try:
+            await in_thread(filler.begin)
+            began, total = time.perf_counter(), await store.head()
+            while not filler.swapped:
+                events = await pages.next(filler.seq)
+                if events:
                     pages.begin(events[-1].seq)
-                await in_thread(filler.fold, events)
-                pages.begin(events[-1].seq)
-                await in_thread(filler.write)
-            elif not filler.indexed:
-                await in_thread(filler.index)
-            else:
-                await _swap(store, filler)
-            if progress is not None:
-                total = max(total, filler.seq)
-                rate = filler.done / max(time.perf_counter() - began, 1e-9)
-                progress(filler.done, total, rate)
-    finally:
-        gc.set_threshold(*collecting)
-        pages.close()
-        await in_thread(filler.close)
+                    await in_thread(filler.fold, events)
+                    await in_thread(filler.write)
+                elif not filler.indexed:
+                    await in_thread(filler.index)
+                else:
+                    await _swap(store, filler)
+                if progress is not None:
+                    total = max(total, filler.seq)
+                    rate = filler.done / max(time.perf_counter() - began, 1e-9)
+                    progress(filler.done, total, rate)
+        finally:
+            pages.close()
+            await in_thread(filler.close)
     generations = {p.name: g for p, g in zip(projections, filler.generations, strict=True)}
     return Rebuilt(generations, filler.done, time.perf_counter() - began, filler.seq)
 
 
-def _collect_seldom() -> tuple[int, int, int]:
-    """Look for garbage in cycles less often, for there is none; returns what was set before.
+class _Tuned(contextlib.AbstractContextManager[None]):
+    """Settings of the interpreter while anything is rebuilt in this process.
 
-    A page of events is many objects, all gone a moment later: looking at them all costs a tenth.
+    A page of events is many objects, all gone a moment later: looking through them for garbage in
+    cycles, where there is none, costs a tenth. And a fold would keep the interpreter for longer at
+    a time than it takes to ask for the next page, or to answer a client.
     """
-    before = gc.get_threshold()
-    gc.set_threshold(max(before[0], GARBAGE), *before[1:])
-    return before
+
+    def __init__(self) -> None:
+        self._rebuilds = 0
+
+    def __enter__(self) -> None:
+        if self._rebuilds == 0:
+            self._before = gc.get_threshold(), sys.getswitchinterval()
+            gc.set_threshold(max(self._before[0][0], GARBAGE), *self._before[0][1:])
+            sys.setswitchinterval(min(self._before[1], TURN_SECONDS))
+        self._rebuilds += 1
+
+    def __exit__(self, *error: object) -> None:
+        self._rebuilds -= 1
+        if self._rebuilds == 0:
+            gc.set_threshold(*self._before[0])
+            sys.setswitchinterval(self._before[1])
+
+
+_tuned = _Tuned()
 
 
 async def _swap(store: EventStore, filler: _Filler) -> None:
@@ -127,11 +146,7 @@ async def _swap(store: EventStore, filler: _Filler) -> None:
 
 
 class _Pages:
-    """Pages of the log; the next can be fetched while something else is done.
-
-    SQLite does the fetching in this process. Beside a fold, the two threads would take the
-    interpreter from each other at every row; writing rows needs it little.
-    """
+    """Pages of the log; the next is fetched while the one before it is folded."""
 
     def __init__(self, store: EventStore) -> None:
         self._store = store
