@@ -153,7 +153,7 @@ class World:
                 await asyncio.to_thread(process.start)
                 return
             except AssertionError:
-                if self._running.is_set() and "cannot be reached" not in process.log()[-2000:]:
+                if self._running.is_set() and "cannot open" not in process.log()[-2000:]:
                     raise
 
     async def _freeze(self, process: Server | Worker, seconds: float) -> None:
