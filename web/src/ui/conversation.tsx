@@ -2,13 +2,14 @@
 
 import type { VNode } from "preact";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
-import { excerpt } from "../app/format";
+import { count, excerpt } from "../app/format";
 import { root } from "../app/place";
 import { StickToBottom } from "../app/scroll";
 import { active, current, denied, newChat, posted, thread } from "../app/store";
 import { announce } from "../app/toasts";
 import { entries, type Entry } from "../app/view";
-import type { ThreadState } from "../log/state";
+import { said } from "../log/calls";
+import { Index, type MessageState, type ThreadState } from "../log/state";
 import { Empty } from "./empty";
 import { Arrow } from "./icons";
 import { Message, PostedMessage, RunEnd } from "./message";
@@ -123,6 +124,13 @@ function Row({ entry, far }: { entry: Entry; far: boolean }) {
   }
 }
 
+/** What is heard of a message. */
+function spoken(state: ThreadState, { content, request }: MessageState): string {
+  const { text, calls } = said(content, Index.of(state).requests.get(request ?? ""), true);
+  const parts = [excerpt(text, 2000), calls.length ? count(calls.length, "tool call") : ""];
+  return parts.filter(Boolean).join(". ") || "Done";
+}
+
 /** Screen readers hear that an answer begins, and then the whole of it: not every token. */
 function useAnnouncements(state: ThreadState | undefined): void {
   const busy = active.value;
@@ -132,6 +140,6 @@ function useAnnouncements(state: ThreadState | undefined): void {
     before.current = { busy, thread: state?.id ?? "" };
     if (!state || where !== state.id || was === busy) return;
     const last = state.messages.findLast((message) => message.role !== "user" && message.status !== "removed");
-    announce(busy ? "Assistant is answering" : last ? excerpt(last.content, 2000) : "Done");
+    announce(busy ? "Assistant is answering" : last ? spoken(state, last) : "Done");
   }, [busy, state]);
 }

@@ -33,7 +33,7 @@ export function Activity({ status, steps, count: total }: Props) {
   const open = choice ?? (running || failed);
   if (total === 1) return <Calls calls={steps} label="Steps" />;
   return (
-    <section class="entry activity" aria-label="Steps">
+    <div class="entry activity">
       <button type="button" class="activity-head" aria-expanded={open} onClick={() => setChoice(!open)}>
         <Chevron />
         <Status of={running ? "running" : failed ? "failed" : status} />
@@ -41,16 +41,16 @@ export function Activity({ status, steps, count: total }: Props) {
         <Timer start={steps[0]!.step.started} end={running ? null : latestEnd(steps)} />
       </button>
       {open && <Tree nodes={steps} label="Steps" />}
-    </section>
+    </div>
   );
 }
 
 /** Steps that stand for themselves, as what a model called does. */
 export function Calls({ calls, label = "Tool calls" }: { calls: StepNode[]; label?: string }) {
   return (
-    <section class="entry activity" aria-label={label}>
+    <div class="entry activity">
       <Tree nodes={calls} label={label} />
-    </section>
+    </div>
   );
 }
 
