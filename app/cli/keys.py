@@ -190,6 +190,8 @@ async def _create(loaded: Loaded, wanted: dict[str, Any]) -> KeyRow:
     from app.transport import keys as log
     from app.transport.keys_api import row
 
+    log.check(**wanted)  # before a database is made for it
+
     async def here(store: LogStore) -> KeyRow:
         made = await log.create(store, **wanted)
         return row(made.key, made.secret)
@@ -200,8 +202,11 @@ async def _create(loaded: Loaded, wanted: dict[str, Any]) -> KeyRow:
 async def _revoke(loaded: Loaded, key: str) -> KeyRow:
     from urllib.parse import quote
 
+    from app.cli.access import database
     from app.transport import keys as log
     from app.transport.keys_api import row
+
+    database(loaded)
 
     async def here(store: LogStore) -> KeyRow:
         return row(await log.revoke(store, key))

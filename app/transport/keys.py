@@ -22,7 +22,7 @@ from app.events.codec import decode, new
 from app.events.envelope import Event
 from app.events.store import Append, Appended, Conflict, EventStore
 
-__all__ = ["OWN", "SCOPES", "STREAM", "Key", "Keys", "Made", "create", "load", "revoke"]
+__all__ = ["OWN", "SCOPES", "STREAM", "Key", "Keys", "Made", "check", "create", "load", "revoke"]
 
 STREAM = "keys"
 """The stream of all keys: few events, and one order for all that happens to them."""
@@ -177,7 +177,7 @@ async def create(
 
     """
     wanted = sorted(set(scopes))
-    _check(name, wanted, rate, concurrency, expires, user)
+    check(name, wanted, rate, concurrency, expires, user)
     id = secrets.token_hex(6)
     secret = f"{MARK}{id}_{secrets.token_urlsafe(32)}"
     payload = KeyCreated(
@@ -251,7 +251,7 @@ async def _append(store: EventStore, payload: Payload, version: int, actor: str)
     raise EverlogError(f"the log did not take it: {outcome!r}")
 
 
-def _check(
+def check(
     name: str,
     scopes: list[str],
     rate: float | None,
@@ -259,6 +259,12 @@ def _check(
     expires: int | None,
     user: str | None,
 ) -> None:
+    """Check the fields of a key to be made; see `create`.
+
+    Raises:
+        InputError: One is wrong.
+
+    """
     if not _NAME.fullmatch(name):
         raise InputError("must be 1 to 64 of A-Z a-z 0-9 . _ -", field="name")
     for scope in scopes:

@@ -56,6 +56,12 @@ def test_bad_input_is_named(run: Run) -> None:
         run("keys", "create", *args, code=2)
 
 
+def test_a_refused_key_makes_no_database(run: Run, tmp_path: Path) -> None:
+    run("keys", "create", "a b", code=2)
+    assert "There is no log" in run("keys", "revoke", "laptop", code=1).stderr
+    assert not list(tmp_path.glob("everlog.db*"))
+
+
 def test_rates_and_times() -> None:
     assert [_rate(text) for text in (None, "60", "60/min", "1/s", "120/h")] == [None, 60, 60, 60, 2]
     day = _when("1d")
