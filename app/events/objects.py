@@ -261,7 +261,8 @@ class DirectoryObjects:
     async def delete(self, key: str) -> None:
         """See `Objects.delete`."""
         path = self.root / check_key(key)
-        await self._do(key, partial(path.unlink, missing_ok=True))
+        with suppress(ObjectMissing):
+            await self._do(key, partial(_delete, path))
 
     async def list(self, prefix: str = "") -> AsyncIterator[Stored]:
         """See `Objects.list`."""
@@ -300,7 +301,7 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _begin(folder: Path) -> IO[bytes]:
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder)
     for old in folder.iterdir():
         with suppress(FileNotFoundError):
             if time.time() - old.stat().st_mtime > _ABANDONED:
@@ -312,13 +313,31 @@ def _finish(part: IO[bytes], path: Path) -> None:
     with part:
         part.flush()
         os.fsync(part.fileno())
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make(path.parent)
     Path(part.name).replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync(path.parent)
+
+
+def _delete(path: Path) -> None:
+    path.unlink()
+    _sync(path.parent)
+
+
+def _make(folder: Path) -> None:
+    """Make a folder and those above it."""
+    if not folder.is_dir():
+        _make(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync(folder.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Have the names in a folder survive a power cut."""
+    file = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the name too must survive a power cut
+        os.fsync(file)
     finally:
-        os.close(folder)
+        os.close(file)
 
 
 def _give_up(part: IO[bytes]) -> None:

@@ -158,7 +158,7 @@ async def archive_lock(dsn: str) -> AsyncIterator[None]:
 
     """
     try:
-        conn = await pg.connect(dsn)
+        conn = await pg.connect(dsn, pg.ANSWER_SECONDS)
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
         raise pg.store_error(error) from error
     try:

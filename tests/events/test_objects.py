@@ -181,6 +181,26 @@ async def test_writers_at_once_leave_one_whole_object(objects: Objects) -> None:
 # ------------------------------------------------------------------------------------------ S3
 
 
+async def test_names_survive_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every folder is synced whose entries changed, also those above a new one."""
+    synced: list[Path] = []
+    sync = os.fsync
+
+    def noting(file: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{file}").readlink())
+        sync(file)
+
+    monkeypatch.setattr("app.events.objects.os.fsync", noting)
+    objects = DirectoryObjects(tmp_path / "new" / "objects")
+    await objects.put("archive/life/1.zst", b"x")
+    root = objects.root
+    assert {tmp_path, root.parent, root, root / "archive", root / "archive/life"} <= set(synced)
+    synced.clear()
+    await objects.delete("archive/life/1.zst")
+    await objects.delete("archive/none/1.zst")
+    assert synced == [root / "archive/life"]
+
+
 async def test_pages_of_a_long_list(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3_module, "PAGE", 10)
     async with bucket(endpoint, "many", "") as objects:
