@@ -19,7 +19,7 @@ from bench.harness import client, everlog, resident
 from bench.report import Goal, Report
 
 MODEL = "smollm2-135m-instruct"
-KV = 256 << 20
+KV = 384 << 20  # room for one sequence of full length in float32
 BATCH = 32
 FIRST, MORE = 100, 500
 BYTES = {"bfloat16": 2, "float32": 4}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import time
 from collections.abc import Sequence as Seq
@@ -137,6 +139,7 @@ class ModelRunner:
         if config.deterministic:
             prove(model, attention, cache)
         _warm_up(model, attention, cache)
+        _trim()
         info = ModelInfo(
             name=Path(config.model).name,
             weights=weights,
@@ -309,3 +312,9 @@ def _warm_up(model: Model, attention: AttentionBackend, cache: KVCache) -> None:
         ids = torch.zeros(length, dtype=torch.int64, device=device)
         model.forward(ids, torch.arange(length, device=device), attention.attend, None)
     cache.data[:, 0].zero_()
+
+
+def _trim() -> None:
+    """Give back the memory that loading used in passing; glibc keeps it otherwise."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

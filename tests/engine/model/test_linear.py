@@ -26,7 +26,7 @@ def cancelling(rows: int, columns: int, inner: int) -> tuple[torch.Tensor, torch
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rows", [1, 7])
+@pytest.mark.parametrize("rows", [0, 1, 7, 450])
 def test_equals_the_plain_product(dtype: torch.dtype, rows: int) -> None:
     random = torch.Generator().manual_seed(0)
     x, w, b, r = (
