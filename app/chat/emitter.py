@@ -186,7 +186,8 @@ class Emitter:
         if self._closed:
             raise EverlogError(
                 "the run has ended; this call came after its handler returned",
-                hint="Await every task you start in a handler before it returns.",
+                hint="Await every task you start in a handler before it returns; for what comes "
+                "later see docs/chat.md, 'Later, and from elsewhere'.",
             )
 
     def stop(self) -> None:
