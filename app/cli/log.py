@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import re
 import sys
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from app.events.envelope import Event
     from app.events.seal import Head
     from app.events.store import EventStore
-    from app.events.verify import Report
+    from app.events.verify import Problem, Report
 
 TAIL = 10
 
@@ -229,11 +230,27 @@ def _saved_head(path: Path) -> Head:
         ) from None
 
 
+def _grouped(problems: list[Problem]) -> Iterator[str]:
+    """Yield what is wrong; events that cannot be read for the same reason make one line."""
+
+    def reason(problem: Problem) -> tuple[str, str]:
+        if problem.kind != "unreadable":
+            return problem.kind, problem.message
+        return problem.kind, problem.message.removeprefix(f"event {problem.seq} ")
+
+    for (_, why), same in itertools.groupby(problems, key=reason):
+        group = list(same)
+        if len(group) == 1:
+            yield group[0].message
+        else:
+            yield f"{len(group):,} events from {group[0].seq} to {group[-1].seq} {why}"
+
+
 def _print_report(report: Report) -> None:
     from app.events.verify import OTHER_LOG
 
-    for problem in report.problems:
-        click.echo(styled(f"✗ {clean(problem.message)}", "bad"))
+    for message in _grouped(report.problems):
+        click.echo(styled(f"✗ {clean(message)}", "bad"))
     if report.found > len(report.problems):
         click.echo(styled(f"✗ and {report.found - len(report.problems)} more", "bad"))
     if not report.ok and all(p.kind == OTHER_LOG for p in report.problems):
@@ -247,7 +264,8 @@ def _print_report(report: Report) -> None:
         at = f" at seq {', '.join(map(str, seqs[:10]))}" if seqs else ""
         raise EverlogError(
             f"The log is damaged{at}",
-            hint="Keep the file as it is, and restore a backup beside it.",
+            hint="Keep what is there as it is, and restore a backup beside it: of the database,"
+            " or of the objects where one of these is named.",
         )
     seals = counted(report.seals, "seal")
     sealed = f"{seals} up to seq {report.sealed}" if report.seals else "no seal yet"

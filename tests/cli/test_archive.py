@@ -120,6 +120,16 @@ def test_a_damaged_and_a_missing_segment(run: Run, database: Path) -> None:
     assert "✓" in run("restore", "--all").stdout
 
 
+def test_a_missing_segment_makes_one_line_of_verify(run: Run, database: Path) -> None:
+    count = json.loads(run("archive", "--before", "0", "--json").stdout)["events"]
+    (segment,) = (database.parent / f"{database.name}.objects" / "archive").rglob("*.zst")
+    segment.unlink()
+    result = run("verify", code=1)
+    lines = [line for line in result.stdout.splitlines() if "cannot be read" in line]
+    assert len(lines) == 1 and f"✗ {count} events from " in lines[0], result.stdout
+    assert "or of the objects" in result.stderr
+
+
 def test_a_log_in_use(run: Run, database: Path) -> None:
     script = (
         "import asyncio, sys\nfrom app.events.open import open_store\n"
