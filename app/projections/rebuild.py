@@ -31,7 +31,12 @@ from app.projections.threads import in_thread
 
 __all__ = ["Progress", "Rebuilt", "rebuild"]
 
-BATCH = 5000
+BATCH, FIRST = 5000, 500
+"""Most events of a page, and of the first, before anybody knows how large they are."""
+
+PAGE_BYTES = 16 << 20
+"""Payloads of a page, about: three pages are in memory at a time, in one form or another."""
+
 GARBAGE = 200_000
 """New objects after which the interpreter looks for garbage in cycles, during a rebuild."""
 
@@ -146,21 +151,29 @@ async def _swap(store: EventStore, filler: _Filler) -> None:
 
 
 class _Pages:
-    """Pages of the log; the next is fetched while the one before it is folded."""
+    """Pages of the log; the next is fetched while the one before it is folded.
+
+    Where payloads are large (prompts, files that tools read) a page has fewer events.
+    """
 
     def __init__(self, store: EventStore) -> None:
         self._store = store
+        self._limit = min(BATCH, FIRST)
         self._coming: asyncio.Task[list[Event]] | None = None
 
     def begin(self, after: int) -> None:
-        """Begin to fetch the page past ``after``, unless one is coming."""
-        if self._coming is None:
-            self._coming = asyncio.create_task(self._store.fetch(after=after, limit=BATCH))
+        """Begin to fetch the page past ``after``."""
+        self._coming = asyncio.create_task(self._store.fetch(after=after, limit=self._limit))
 
     async def next(self, after: int) -> list[Event]:
         """Return the page past ``after``, where the one before ended."""
         coming, self._coming = self._coming, None
-        return await (coming or self._store.fetch(after=after, limit=BATCH))
+        events = await (coming or self._store.fetch(after=after, limit=self._limit))
+        if events:
+            size = sum([len(event.data) for event in events])
+            fitting = len(events) * PAGE_BYTES // max(size, 1)
+            self._limit = max(1, min(BATCH, 4 * self._limit, fitting))
+        return events
 
     def close(self) -> None:
         """Let go of the page that is coming. Waits for nothing: a scope may cancel every wait."""

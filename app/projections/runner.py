@@ -35,6 +35,9 @@ BATCH = 1000
 BULK = 4000
 """Most events of a transaction while catching up from far behind."""
 
+BULK_BYTES = 4 << 20
+"""Payloads of the first of them past which there is enough to do."""
+
 POLL_SECONDS = 1.0
 """How often a quiet log is looked away from, to see whether another process rebuilt something; and
 how often one that does not lead looks whether it may."""
@@ -122,7 +125,7 @@ class Runner:
             self._move(await in_thread(self._folder.refresh))
             return
         events = await self._store.fetch(after=after, limit=BATCH)
-        if len(events) == BATCH:
+        if len(events) == BATCH and sum(len(event.data) for event in events) < BULK_BYTES:
             events += await self._store.fetch(after=events[-1].seq, limit=BULK - BATCH)
         began = time.perf_counter()
         self._move(await in_thread(self._folder.fold, after, events))

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import pytest
@@ -20,7 +20,7 @@ import pytest
 from app.errors import EverlogError, InputError, StartupError
 from app.events import catalogue as c
 from app.events.codec import new
-from app.events.envelope import NewEvent
+from app.events.envelope import Event, NewEvent
 from app.events.memory import MemoryStore
 from app.events.open import open_store
 from app.events.store import Append
@@ -486,6 +486,38 @@ async def test_the_runner_ends_with_the_store(where: Where) -> None:
             if task.get_name() == "everlog-projections":
                 await asyncio.wait_for(task, 5)
         assert await views.threads(owner="local") == []
+
+
+class Watched(MemoryStore):
+    """A log that remembers the pages that were fetched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pages: list[list[Event]] = []
+
+    async def fetch(self, **of: Any) -> list[Event]:
+        self.pages.append(await super().fetch(**of))
+        return self.pages[-1]
+
+
+async def test_large_payloads_come_in_small_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rebuild, "FIRST", 8)
+    monkeypatch.setattr(rebuild, "PAGE_BYTES", 40_000)
+    log = History()
+    for number in range(100):
+        text = "long " * 2000 if 20 <= number < 60 else "short"
+        log.add(c.MessagePosted(message=f"m{number}", role="user", content=text))
+    async with Watched() as store:
+        await write(store, log.events)
+        await rebuild.rebuild(store, tmp_path / "views", named(None))
+        pages = [page for page in store.pages if page]
+        assert [event for page in pages for event in page] == await store.fetch()
+        assert [len(page) for page in pages[:4]] == [8, 32, 6, 3]
+        assert max(sum(len(event.data) for event in page) for page in pages[3:]) < 45_000
+        assert len(pages[-2]) > 6, "they grow again"
+        await assert_rebuild_equals_live(store, tmp_path / "views")
 
 
 def test_batches_are_bounded() -> None:
