@@ -43,15 +43,10 @@ async def reading(loaded: Loaded) -> AsyncIterator[LogStore]:
         EverlogError: if there is none.
 
     """
-    from app.events.objects import open_objects
-    from app.events.open import open_store
+    from app.events.open import open_log
 
     database(loaded)
-    url = loaded.config.database.url
-    async with (
-        open_objects(loaded.config) as objects,
-        open_store(url, read_only=True, objects=objects) as store,
-    ):
+    async with open_log(loaded.config, read_only=True) as (store, _):
         yield store
 
 

@@ -157,13 +157,8 @@ async def _restore(loaded: Loaded, thread: str | None) -> Restored:
 async def _writing(loaded: Loaded) -> AsyncIterator[LogStore]:
     """Open the log of the settings for writing; it must exist."""
     from app.cli.access import database
-    from app.events.objects import open_objects
-    from app.events.open import open_store
+    from app.events.open import open_log
 
     database(loaded)
-    settings = loaded.config.database
-    async with (
-        open_objects(loaded.config) as objects,
-        open_store(settings.url, synchronous=settings.synchronous, objects=objects) as store,
-    ):
+    async with open_log(loaded.config) as (store, _):
         yield store

@@ -92,16 +92,11 @@ async def _redact(
 ) -> Done:
     from app.cli.access import database, views_at
     from app.events.erasure import redact
-    from app.events.objects import open_objects
-    from app.events.open import open_store
+    from app.events.open import open_log
 
     database(loaded)
-    views, settings = views_at(loaded), loaded.config.database
-    async with (
-        open_objects(loaded.config) as objects,
-        open_store(settings.url, synchronous=settings.synchronous) as store,
-    ):
-        store.attach(objects)
+    views = views_at(loaded)
+    async with open_log(loaded.config) as (store, _):
         plan = await _plan(store, threads, user, seqs)
         if plan.seqs:
             _confirm(plan, yes)

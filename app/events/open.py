@@ -1,18 +1,49 @@
-"""Open the log that a database URL names."""
+"""Open the log that the settings, or a database URL, name."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from app.config import Config
 from app.events.logstore import LogStore
 from app.events.memory import MemoryStore
-from app.events.objects import Objects
+from app.events.objects import Objects, open_objects
 from app.events.sqlite import SqliteStore, Synchronous
 from app.events.through import CACHE
 from app.events.url import Database, database_path, parse_url
 
-__all__ = ["database_path", "open_store"]
+__all__ = ["database_path", "open_log", "open_store"]
+
+
+@asynccontextmanager
+async def open_log(
+    config: Config, *, read_only: bool = False
+) -> AsyncIterator[tuple[LogStore, Objects]]:
+    """Open the log of the settings and the place of its objects, for the time of a ``with`` block.
+
+    Args:
+        config: All settings.
+        read_only: Read and follow only, while another process may write.
+
+    Raises:
+        InputError: A URL is malformed (field ``database.url`` or ``objects.url``).
+        StartupError: The database cannot be opened.
+
+    """
+    database = config.database
+    async with (
+        open_objects(config) as objects,
+        open_store(
+            database.url,
+            synchronous=database.synchronous,
+            read_only=read_only,
+            objects=objects,
+            cache=config.archive.cache,
+            pool=database.pool,
+        ) as store,
+    ):
+        yield store, objects
 
 
 @asynccontextmanager

@@ -31,8 +31,7 @@ from app.engine.keeper import keep_queue
 from app.engine.workers import presence_name
 from app.errors import EverlogError, StartupError, cause
 from app.events.archiver import Archiver
-from app.events.objects import open_objects
-from app.events.open import open_store
+from app.events.open import open_log
 from app.events.presence import Presence, check_name, place
 from app.events.seal import Sealer
 from app.events.store import EventStore
@@ -93,14 +92,7 @@ async def _open(
     node = config.server.node or f"{socket.gethostname()}:{port}"
     here = place(f"{host}:{port}")
     async with (
-        open_objects(config) as objects,
-        open_store(
-            config.database.url,
-            synchronous=config.database.synchronous,
-            objects=objects,
-            cache=config.archive.cache,
-            pool=config.database.pool,
-        ) as store,
+        open_log(config) as (store, objects),
         Views.open(store, views_place(database)) as views,
     ):
         lease = config.server.lease_seconds

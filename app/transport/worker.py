@@ -10,8 +10,7 @@ import anyio
 from app.config import Config
 from app.engine.host import EngineHost
 from app.errors import cause
-from app.events.objects import open_objects
-from app.events.open import open_store
+from app.events.open import open_log
 from app.transport.lifecycle import signals
 from app.transport.server import engine_host
 
@@ -38,16 +37,7 @@ async def work(
 
     """
     stop = asyncio.Event()
-    database = config.database
-    async with (
-        open_objects(config) as objects,
-        open_store(
-            database.url,
-            synchronous=database.synchronous,
-            objects=objects,
-            pool=database.pool,
-        ) as store,
-    ):
+    async with open_log(config) as (store, _):
         host = engine_host(config, store, name, where)
 
         async def end() -> None:
