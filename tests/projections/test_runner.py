@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import logging
 import os
 import signal
@@ -518,6 +520,18 @@ async def test_large_payloads_come_in_small_pages(
         assert max(sum(len(event.data) for event in page) for page in pages[3:]) < 45_000
         assert len(pages[-2]) > 6, "they grow again"
         await assert_rebuild_equals_live(store, tmp_path / "views")
+
+
+def test_settings_of_the_interpreter_come_back_when_the_last_rebuild_ends() -> None:
+    before = gc.get_threshold(), sys.getswitchinterval()
+    first, second = contextlib.ExitStack(), contextlib.ExitStack()
+    first.enter_context(rebuild._tuned)
+    second.enter_context(rebuild._tuned)
+    first.close()
+    assert gc.get_threshold()[0] == rebuild.GARBAGE
+    assert sys.getswitchinterval() == pytest.approx(rebuild.TURN_SECONDS)
+    second.close()
+    assert (gc.get_threshold(), sys.getswitchinterval()) == before
 
 
 def test_batches_are_bounded() -> None:
