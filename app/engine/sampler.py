@@ -30,6 +30,7 @@ Hook = Callable[[torch.Tensor], None]
 """Changes the float32 scores ``[vocab]`` of a row in place."""
 
 _CANDIDATES = (256, 4096)  # tokens sorted at first for top-k and top-p; all if they don't suffice
+_COLDEST = 1e-30  # temperature; below 1e-38 float32 has hardly any number, and 0 / 0 is none
 _ROWS = 8  # at a time on CPUs: what is made of them on the way then stays in the cache
 
 
@@ -146,16 +147,16 @@ class Sampler:
         return counts
 
     def _forbid(self, scores: torch.Tensor, sequences: Seq[Sequence]) -> None:
-        rows, ids = [], []
-        for index, sequence in enumerate(sequences):
+        """No token that ends it too early, unless there is no other."""
+        for row, sequence in zip(scores, sequences, strict=True):
             if too_short(sequence) and sequence.params.structured is None:
-                ends = [
-                    i for i in {*self._eos, *sequence.params.stop_token_ids} if i < scores.shape[1]
-                ]
-                rows += [index] * len(ends)
-                ids += ends
-        if rows:
-            scores[torch.tensor(rows), torch.tensor(ids)] = -torch.inf
+                ends = {*self._eos, *sequence.params.stop_token_ids}
+                ends = {i for i in ends if i < len(row)}
+                at = torch.tensor(list(ends), dtype=torch.int64, device=row.device)
+                kept = row[at]
+                row[at] = -torch.inf
+                if row.max() == -torch.inf:
+                    row[at] = kept
 
 
 class _Counts:
@@ -248,8 +249,8 @@ def _draw_some(
     params: Seq[SamplingParams],
     numbers: np.ndarray[tuple[int], np.dtype[np.float64]],
 ) -> list[int]:
-    scores /= _column(scores, [p.temperature for p in params])
-    scores -= scores.amax(-1, keepdim=True)
+    scores -= scores.amax(-1, keepdim=True)  # before the division, which may lead to infinity
+    scores /= _column(scores, [max(p.temperature, _COLDEST) for p in params])
     weights = scores.softmax(-1)  # torch's exp is many times slower where it underflows
     reached = weights.cumsum(-1, dtype=torch.float64)
     floors = _floors(scores, weights, reached[:, -1:], params)

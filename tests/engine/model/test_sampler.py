@@ -123,6 +123,38 @@ def test_a_wide_vocabulary_needs_more_than_the_first_candidates() -> None:
     assert len(drawn[1]) > 200 and len(drawn[2]) > 200  # ties stay together
 
 
+@pytest.mark.parametrize("temperature", [1e-30, 1e-40, 5e-324])
+@pytest.mark.parametrize("extra", [{}, {"top_k": 3, "top_p": 0.9, "min_p": 0.1}])
+def test_the_coldest_draw_is_the_most_probable_token(
+    temperature: float, extra: dict[str, Any]
+) -> None:
+    """However small: 32 bits have no such number, and scores divided by it are infinite."""
+    logits = torch.tensor([[1.0, 40.0, 39.0, -5.0], [-9.0, -8.0, -9.0, -9.0]])
+    params = SamplingParams(temperature=temperature, seed=1, **extra)
+    sequences = [sequence(params, [1], [], f"r{i}") for i in range(2)]
+    assert Sampler(EOS).sample(logits, sequences) == [1, 1]
+
+
+@pytest.mark.parametrize("extra", [{}, {"top_k": 2}, {"top_p": 0.5}])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_end_comes_too_early_only_where_nothing_else_is_left(
+    temperature: float, extra: dict[str, Any]
+) -> None:
+    def ends_only(row: torch.Tensor) -> None:  # as a plugin may want it
+        row[[1, 2]] = -torch.inf
+
+    asked = {"temperature": temperature, "seed": 1, "min_tokens": 3, **extra}
+    params = [
+        SamplingParams(stop_token_ids=(1, 2, 9), **asked),
+        SamplingParams(**asked),
+        SamplingParams(stop_token_ids=(1,), **asked),
+    ]
+    sequences = [sequence(p, [1], [], f"r{i}") for i, p in enumerate(params)]
+    logits = torch.tensor([[9.0, 8.0, -3.0, 9.0]] * 3)
+    tokens = Sampler(EOS).sample(logits, sequences, {1: ends_only})
+    assert set(tokens[:2]) <= {0, 1, 3} and tokens[1:] in ([0, 2], [3, 2])
+
+
 def test_distribution_chi_square() -> None:
     """20,000 draws at consecutive positions follow the softmax."""
     p = np.array([0.4, 0.25, 0.15, 0.1, 0.06, 0.04])
