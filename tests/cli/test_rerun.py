@@ -104,6 +104,6 @@ def test_a_difference_is_shown_with_its_reasons(run: Run) -> None:
 @pytest.mark.usefixtures("database")
 def test_where_there_is_nothing_to_run(run: Run) -> None:
     assert "nothing was generated" in run("re-run", OTHER, code=1).stderr
-    assert "There is no conversation" in run("re-run", "nope", code=1).stderr
+    assert "There is no request or conversation" in run("re-run", "nope", code=1).stderr
     run("redact", "--thread", THREAD, "--yes")
     assert "its content was erased" in run("re-run", THREAD, code=1).stderr
