@@ -44,6 +44,9 @@ class Burst(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, events: list[Event], batches: list[TokensGenerated]) -> Burst:
         """Put the batches of these events together."""
+        if len(batches) == 1:  # as most are that come live
+            number = len(batches[0].tokens)
+            return cls(batches[0].request, events, batches, number, number > 0)
         tokens = _smooth(batches)
         number = sum([len(data.tokens) for data in batches]) if tokens is None else tokens
         return cls(batches[0].request, events, batches, number, tokens is not None)
@@ -99,7 +102,8 @@ def read(events: Sequence[Event], types: frozenset[str], *, strict: bool = False
 
     """
     known = {type: decoder(type) for type in {event.type for event in events} & types}
-    tokens, items = known.get(_TOKENS), list[Item]()
+    tokens = known.get(_TOKENS)
+    items: list[Item] = []
     for event, batches in _parts(events, tokens):
         if batches is not None and tokens is not None:
             items += _bursts(batches, tokens, types, strict)
