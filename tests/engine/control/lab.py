@@ -184,7 +184,10 @@ async def serving(
 ) -> AsyncIterator[Lab]:
     """Run a host on a store; it is cancelled at the end."""
     host = EngineHost(
-        store, EngineConfig(model=model, **config), worker=worker, stream=stream or StreamConfig()
+        store,
+        EngineConfig(**{"model": model, "threads": 1, **config}),
+        worker=worker,
+        stream=stream or StreamConfig(),
     )
     ready = asyncio.Event()
     task = asyncio.create_task(host.run(ready=ready.set))

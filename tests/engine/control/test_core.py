@@ -109,7 +109,7 @@ def _json(config: CoreConfig) -> str:
 
 @pytest.fixture(scope="module")
 def core(model_path: Path) -> Iterator[Core]:
-    core = Core(CoreConfig(model=str(model_path), max_context=256, kv_memory=64 << 20))
+    core = Core(CoreConfig(model=str(model_path), threads=1, max_context=256, kv_memory=64 << 20))
     ready = core.receive()
     assert isinstance(ready, Ready)
     assert ready.context == 256
@@ -311,7 +311,7 @@ def test_an_error_in_the_loop_ends_the_process_loudly_and_so_does_a_closed_socke
 
 @pytest.mark.parametrize("end", ["stop", "close"])
 def test_it_ends_when_told_and_when_the_host_is_gone(model_path: Path, end: str) -> None:
-    core = Core(CoreConfig(model=str(model_path), kv_memory=16 << 20, max_context=256))
+    core = Core(CoreConfig(model=str(model_path), threads=1, kv_memory=16 << 20, max_context=256))
     assert isinstance(core.receive(), Ready)
     core.add("a", ignore_eos=True, max_tokens=200)
     if end == "stop":
