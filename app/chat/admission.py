@@ -35,9 +35,10 @@ class _Tally:
 class Admission:
     """Looks before requests are queued.
 
-    Those of this process see each other, however many come at the same time; one that gets into the
-    log during a look may be counted twice, so close to a limit a call can be refused too early. Those
-    of others are seen once they are in the log: on several nodes a limit can be exceeded by a few.
+    Those of this process see each other, however many come at the same time; one that gets into
+    the log during a look may be counted twice, so close to a limit a call can be refused too early.
+    Those of others are seen once they are in the log: on several nodes a limit can be exceeded by a
+    few.
 
     Args:
         store: The log.
