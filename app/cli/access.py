@@ -95,10 +95,15 @@ async def viewing(loaded: Loaded, store: EventStore) -> AsyncIterator[Views]:
     """
     from app.projections.views import Views
 
-    logging.getLogger("app.projections").setLevel(logging.ERROR)  # trouble is raised here
-    async with Views.open(store, _writable(views_at(loaded))) as views:
-        await _caught_up(views, await store.head())
-        yield views
+    log = logging.getLogger("app.projections")
+    level = log.level
+    log.setLevel(logging.ERROR)  # trouble is raised here
+    try:
+        async with Views.open(store, _writable(views_at(loaded))) as views:
+            await _caught_up(views, await store.head())
+            yield views
+    finally:
+        log.setLevel(level)
 
 
 async def _caught_up(views: Views, head: int) -> None:

@@ -46,7 +46,7 @@ class Watcher:
             try:
                 ack = await self.client.post(self.thread, content, id=command, **options)
             except Refusal as refusal:
-                if refusal.code != "internal":
+                if refusal.code != "unavailable":
                     raise
                 self.refusals.append(str(refusal))
                 await asyncio.sleep(0.2)

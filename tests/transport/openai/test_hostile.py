@@ -188,10 +188,10 @@ async def test_a_line_that_the_server_fails_on_fails_alone(
 ) -> None:
     scoring = Api.scoring
 
-    async def failing(self: Api, requests: list[RequestQueued]) -> Scoring:
+    async def failing(self: Api, requests: list[RequestQueued], *, ids: bool) -> Scoring:
         if requests[0].metadata["custom_id"] == "bad":
             raise ValueError("a bug")
-        return await scoring(self, requests)
+        return await scoring(self, requests, ids=ids)
 
     monkeypatch.setattr(Api, "scoring", failing)
     async with api(service) as client, engine(service):

@@ -6,8 +6,10 @@ export function focusComposer(): void {
   input?.setSelectionRange(input.value.length, input.value.length);
 }
 
-export function focusSearch(): void {
+/** Whether it is there: what is typed next goes into it. */
+export function focusSearch(): boolean {
   const input = document.querySelector<HTMLInputElement>("#search");
   input?.focus();
   input?.select();
+  return input !== null && document.activeElement === input;
 }

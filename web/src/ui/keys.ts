@@ -23,7 +23,7 @@ function escape(): boolean {
 
 function goSearching(): void {
   sidebar.value = true;
-  requestAnimationFrame(focusSearch); // it may have to appear first
+  if (!focusSearch()) requestAnimationFrame(focusSearch); // it has to appear first
 }
 
 function onKeyDown(event: KeyboardEvent): void {
